@@ -1,0 +1,48 @@
+"""Score estimators: settings objects with one method, `fit(samples) -> score`."""
+
+from __future__ import annotations
+
+from .base import ScoreEstimator, ScoreFunction
+from .gaussian import AffineScore, GaussianScore
+from .ssge import SSGE, SpectralScore
+
+ESTIMATORS: dict[str, type[ScoreEstimator]] = {"ssge": SSGE, "gaussian": GaussianScore}
+
+
+def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
+    """Turn a user's choice of estimator into an estimator.
+
+    Parameters
+    ----------
+    estimator : ScoreEstimator, str or None
+        An estimator; the name of one of `ESTIMATORS`, which then has its default settings; or None for the default,
+        the paper's `SSGE()`.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    TypeError
+        If it is neither a name nor has a method `fit`.
+    """
+    if estimator is None:
+        return SSGE()
+    if isinstance(estimator, str):
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator: unknown name {estimator!r}, expected one of {', '.join(sorted(ESTIMATORS))}")
+        return ESTIMATORS[estimator]()
+    if isinstance(estimator, type) or not isinstance(estimator, ScoreEstimator):
+        raise TypeError(f"estimator: expected an estimator such as SSGE(), a name or None, got {estimator!r}")
+    return estimator
+
+
+__all__ = [
+    "ESTIMATORS",
+    "SSGE",
+    "AffineScore",
+    "GaussianScore",
+    "ScoreEstimator",
+    "ScoreFunction",
+    "SpectralScore",
+    "as_estimator",
+]

@@ -1,0 +1,25 @@
+"""What every score estimator is: an object of settings with one method, `fit`."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ScoreFunction(Protocol):
+    r"""An estimated score: maps points [*batch, m, d] to estimates of :math:`\nabla \log q` there."""
+
+    def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
+        """Return the estimates, of the shape of the points."""
+        ...
+
+
+@runtime_checkable
+class ScoreEstimator(Protocol):
+    """Settings of an estimator. `fit` returns a new function and leaves the settings as they are."""
+
+    def fit(self, samples: Float[Tensor, "*batch n d"]) -> ScoreFunction:
+        """Fit the score to samples [*batch, n, d]."""
+        ...

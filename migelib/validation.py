@@ -1,0 +1,111 @@
+"""Checks of the arguments that users pass; the lowest layer, it imports nothing of ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_samples(samples: Tensor, name: str = "samples") -> None:
+    """Raise unless `samples` is a finite floating-point tensor [*batch, n, d] with n >= 2 and d >= 1.
+
+    Parameters
+    ----------
+    samples : Tensor
+        The argument to check.
+    name : str
+        Its name in the caller's signature, for the message.
+
+    Raises
+    ------
+    TypeError
+        If it is not a tensor, or not of a real floating-point type.
+    ValueError
+        If it has fewer than two axes, fewer than two samples, no coordinates, or a NaN or infinite entry.
+    """
+    if not isinstance(samples, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor [*batch, n, d], got {type(samples).__name__}")
+    if not samples.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating-point tensor [*batch, n, d], got {samples.dtype} "
+            f"of shape {tuple(samples.shape)}"
+        )
+    if samples.ndim < 2:
+        raise ValueError(f"{name}: expected shape [*batch, n, d], got shape {tuple(samples.shape)}")
+    if samples.shape[-2] < 2 or samples.shape[-1] < 1 or samples.numel() == 0:
+        raise ValueError(
+            f"{name}: expected at least two samples of at least one coordinate, [*batch, n >= 2, d >= 1], "
+            f"got shape {tuple(samples.shape)}"
+        )
+    _check_finite(samples, name)
+
+
+def check_spread(samples: Tensor, name: str = "samples") -> None:
+    """Raise ValueError if all n samples of some batch entry are equal: a point mass has no score."""
+    first = samples[..., :1, :]
+    if bool((samples == first).all(dim=-1).all(dim=-1).any()):
+        raise ValueError(
+            f"{name}: all samples are equal (shape {tuple(samples.shape)}); a score needs samples that differ"
+        )
+
+
+def check_points(points: Tensor, samples: Tensor) -> None:
+    """Raise unless `points` [*batch, m, d] can be passed to a score that was fitted to `samples` [*batch, n, d].
+
+    Raises
+    ------
+    TypeError
+        If `points` is not a tensor, or its dtype differs from that of `samples`.
+    ValueError
+        If its batch axes, number of coordinates or device differ from those of `samples`, or an entry is not finite.
+    """
+    if not isinstance(points, Tensor):
+        raise TypeError(f"points: expected a torch.Tensor [*batch, m, d], got {type(points).__name__}")
+    batch, dim = tuple(samples.shape[:-2]), samples.shape[-1]
+    if points.ndim < 2 or tuple(points.shape[:-2]) != batch or points.shape[-1] != dim:
+        wanted = ", ".join([*map(str, batch), "m", str(dim)])
+        raise ValueError(
+            f"points: expected shape [{wanted}], as the score was fitted to samples of shape {tuple(samples.shape)}, "
+            f"got shape {tuple(points.shape)}"
+        )
+    if points.dtype != samples.dtype:
+        raise TypeError(f"points: expected dtype {samples.dtype}, that of the samples, got {points.dtype}")
+    _check_device(points, "points", samples, "the samples")
+    _check_finite(points, "points")
+
+
+def check_pair(x: Tensor, z: Tensor, x_name: str = "x", z_name: str = "z") -> None:
+    """Raise unless `x` [*batch, n, p] and `z` [*batch, n, q] are paired samples: same batch, n, dtype and device."""
+    check_samples(x, x_name)
+    check_samples(z, z_name)
+    if x.shape[:-1] != z.shape[:-1]:
+        raise ValueError(
+            f"{x_name} and {z_name}: expected paired samples [*batch, n, p] and [*batch, n, q] with the same batch "
+            f"and n, got shapes {tuple(x.shape)} and {tuple(z.shape)}"
+        )
+    _check_device(x, x_name, z, z_name)
+    if x.dtype != z.dtype:
+        raise TypeError(f"{x_name} and {z_name}: expected one dtype, got {x.dtype} and {z.dtype}")
+
+
+def check_positive(value: float | int | None, name: str) -> None:
+    """Raise ValueError unless `value` is None or a positive finite number."""
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
+
+
+def check_fraction(value: float, name: str) -> None:
+    """Raise ValueError unless 0 < `value` < 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}")
+
+
+def _check_device(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
+    if a.device != b.device:
+        raise ValueError(f"{a_name} and {b_name}: expected one device, got {a.device} and {b.device}")
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name}: expected finite entries, got {bad} NaN or infinite of {tuple(tensor.shape)}")
