@@ -292,3 +292,15 @@ class JointGaussian:
         """Mutual information, in nats, differentiable in the loadings."""
         h_x, h_z, h_joint = self.entropies()
         return h_x + h_z - h_joint
+
+    def scores(
+        self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]
+    ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"], Float[Tensor, "n p"], Float[Tensor, "n q"]]:
+        """Scores: the x- and z-parts of that of (x, z), then those of x and z alone; needs a finite information."""
+        w_x, w_z = self.x_loading.detach(), self.z_loading.detach()
+
+        def score(points: Tensor, w: Tensor) -> Tensor:
+            return -torch.linalg.solve(w @ w.mT, points.mT).mT
+
+        joint = score(torch.cat([x, z], dim=-1), torch.cat([w_x, w_z]))
+        return joint[..., : x.shape[-1]], joint[..., x.shape[-1] :], score(x, w_x), score(z, w_z)
