@@ -47,7 +47,7 @@ class Config:
     scales: int = 12
 
 
-PROFILES = {"quick": Config(seeds=5), "full": Config(seeds=10, dims=(1, 2, 4, 8, 16, 32, 64), repeats=32)}
+PROFILES = {"quick": Config(seeds=10, repeats=8), "full": Config(seeds=10, dims=(1, 2, 4, 8, 16, 32, 64), repeats=32)}
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 RULE = "two means of n seeds each differ by less, with probability 99.9 % (Student t)"
+ROUNDING = 1e-5
 
 
 class RecordMismatch(AssertionError):
@@ -53,13 +54,13 @@ class Quantity:
 
     @classmethod
     def from_seeds(cls, values: np.ndarray, unit: str) -> Quantity:
-        r"""Summarise one value a seed; the tolerance is :math:`t\, s \sqrt{2/n}`, as `RULE` says."""
+        r"""Summarise one value a seed; the tolerance is :math:`t\, s \sqrt{2/n}`, but at least `ROUNDING`."""
         n = len(values)
         std = float(np.std(values, ddof=1))
         tolerance = stats.t.ppf(0.9995, 2 * n - 2) * std * math.sqrt(2 / n)
-        # Below single precision a difference is rounding, not a result.
-        tolerance = max(tolerance, 1e-5 * abs(float(np.mean(values))), 1e-9)
-        return cls(float(np.mean(values)), std, n, unit, float(tolerance), RULE)
+        # What differs by less is rounding in single precision: some quantities are zero in exact arithmetic.
+        tolerance = max(float(tolerance), ROUNDING * max(1.0, abs(float(np.mean(values)))))
+        return cls(float(np.mean(values)), std, n, unit, tolerance, RULE)
 
     def prediction_interval(self, level: float = 0.99) -> tuple[float, float]:
         """Interval that holds one further run with probability `level`, if runs are normally distributed."""
