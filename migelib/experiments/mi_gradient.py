@@ -50,7 +50,7 @@ class Config:
     noise_levels: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
 
 
-PROFILES = {"quick": Config(seeds=10, repeats=6), "full": Config(seeds=10, repeats=64)}
+PROFILES = {"quick": Config(seeds=10, repeats=6, noise_levels=(1.0, 0.1, 0.01)), "full": Config(seeds=10, repeats=64)}
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
