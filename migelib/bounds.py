@@ -38,7 +38,7 @@ def donsker_varadhan(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*bat
     ValueError
         If `critic` is not a stack of square matrices of at least two rows.
     """
-    return _joint_mean(critic) - _log_mean_exp_product(critic)
+    return _joint_mean(critic) - log_mean_exp_product(critic)
 
 
 def mine(
@@ -73,7 +73,7 @@ def mine(
         If `critic` is not a stack of square matrices of at least two rows, or `decay` is outside its range.
     """
     check_fraction(decay, "decay")
-    log_mean = _log_mean_exp_product(critic)
+    log_mean = log_mean_exp_product(critic)
     now = log_mean.detach()
     if log_running_mean is None:
         log_running_mean = now
@@ -103,20 +103,20 @@ def nwj(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     ValueError
         If `critic` is not a stack of square matrices of at least two rows.
     """
-    return _joint_mean(critic) - torch.exp(_log_mean_exp_product(critic) - 1)
+    return _joint_mean(critic) - torch.exp(log_mean_exp_product(critic) - 1)
+
+
+def log_mean_exp_product(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    """Logarithm of the mean of exp(T) over the n (n - 1) pairs off the diagonal."""
+    n = critic.shape[-1]
+    diagonal = torch.eye(n, dtype=torch.bool, device=critic.device)
+    return critic.masked_fill(diagonal, -torch.inf).flatten(-2).logsumexp(-1) - math.log(n * (n - 1))
 
 
 def _joint_mean(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     if critic.ndim < 2 or critic.shape[-1] != critic.shape[-2] or critic.shape[-1] < 2:
         raise ValueError(f"critic: expected shape [*batch, n, n] with n >= 2, got shape {tuple(critic.shape)}")
     return critic.diagonal(dim1=-2, dim2=-1).mean(-1)
-
-
-def _log_mean_exp_product(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-    """Logarithm of the mean of exp(T) over the pairs off the diagonal."""
-    n = critic.shape[-1]
-    diagonal = torch.eye(n, dtype=torch.bool, device=critic.device)
-    return critic.masked_fill(diagonal, -torch.inf).flatten(-2).logsumexp(-1) - math.log(n * (n - 1))
 
 
 def mlp(sizes: list[int]) -> nn.Sequential:

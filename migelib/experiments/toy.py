@@ -21,7 +21,7 @@ from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian
 from . import stream
 
-UNITS = {"relative_error": "1"}
+UNITS = {"relative_error": "1", "value_relative_error": "1", "denominator_ratio": "1"}
 
 # Relative errors of the authors' published curves, one run each: computed from the result files of the repository
 # zhouyiji/MIGE, folder toy/results. Their "MINE" is the plain Donsker-Varadhan bound.
@@ -83,33 +83,41 @@ Bound = Callable[[Float[Tensor, "g n n"], "Tensor | None"], "tuple[Float[Tensor,
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Relative error and gradient curve of every method and dimension, for one seed."""
+    """Errors and curves of every method and dimension, for one seed.
+
+    The quantities are the relative errors of the gradient and, for the bounds, of the value; and for MINE the ratio of
+    the batch's mean of exp(T) to the moving average that replaces it, as a mean over training and grid. The curves are
+    named <method>/d<dim>/gradient and <method>/d<dim>/value.
+    """
     grid = torch.linspace(-config.rho_max, config.rho_max, config.points)
     bound_grid = torch.linspace(-config.rho_max, config.rho_max, config.bound_points)
-    bound_objectives: dict[str, Bound] = {
+    objectives: dict[str, Bound] = {
         "mine-dv": lambda critic, _: (bounds.donsker_varadhan(critic), None),
         "mine-ema": lambda critic, running: bounds.mine(critic, running, config.decay),
         "mine-f": lambda critic, _: (bounds.nwj(critic), None),
     }
-    curves = {}
+    quantities, curves = {}, {}
     for dim in config.dims:
-        curves[f"mige/d{dim}"] = mige_gradient(dim, grid, config.n, stream(seed, "mige", dim), device)
-        curves[f"exact/d{dim}"] = exact_score_gradient(dim, grid, config.n, stream(seed, "mige", dim), device)
+        truth = CorrelatedGaussian(dim, grid).mutual_information_gradient()
+        for method, estimate in (("mige", mige_gradient), ("exact", exact_score_gradient)):
+            gradient = estimate(dim, grid, config.n, stream(seed, "mige", dim), device)
+            quantities[f"{method}/d{dim}/relative_error"] = relative_error(gradient, truth)
+            curves[f"{method}/d{dim}/gradient"] = gradient.numpy()
     for dim in config.bound_dims:
-        for method, bound in bound_objectives.items():
-            curves[f"{method}/d{dim}"] = bound_gradient(
-                bound, dim, bound_grid, config, stream(seed, method, dim), device
-            )
-    quantities = {}
-    for name, curve in curves.items():
-        rho = grid if name.startswith(("mige", "exact")) else bound_grid
-        quantities[f"{name}/relative_error"] = relative_error(curve, CorrelatedGaussian(int(name.split("/d")[1]), rho))
-    return quantities, {name: curve.numpy() for name, curve in curves.items()}
+        task = CorrelatedGaussian(dim, bound_grid)
+        for method, bound in objectives.items():
+            gradient, value, ratio = train_bound(bound, dim, bound_grid, config, stream(seed, method, dim), device)
+            name = f"{method}/d{dim}"
+            quantities[f"{name}/relative_error"] = relative_error(gradient, task.mutual_information_gradient())
+            quantities[f"{name}/value_relative_error"] = relative_error(value, task.mutual_information().detach())
+            if method == "mine-ema":
+                quantities[f"{name}/denominator_ratio"] = float(ratio.mean())
+            curves |= {f"{name}/gradient": gradient.numpy(), f"{name}/value": value.numpy()}
+    return quantities, curves
 
 
-def relative_error(curve: Float[Tensor, "g"], task: CorrelatedGaussian) -> float:
-    r"""Error of a gradient curve over the grid, :math:`\|g - g_{true}\|_2 / \|g_{true}\|_2`."""
-    truth = task.mutual_information_gradient()
+def relative_error(curve: Float[Tensor, "g"], truth: Float[Tensor, "g"]) -> float:
+    r"""Error of a curve over the grid, :math:`\|g - g_{true}\|_2 / \|g_{true}\|_2`."""
     return float((curve - truth).norm() / truth.norm())
 
 
@@ -135,17 +143,24 @@ def exact_score_gradient(
     return gradient.cpu()
 
 
-def bound_gradient(
+def train_bound(
     bound: Bound,
     dim: int,
     rho: Float[Tensor, "g"],
     config: Config,
     generator: torch.Generator,
     device: torch.device,
-) -> Float[Tensor, "g"]:
-    """Gradient of a variational bound in rho at the last training step, one critic a grid point.
+) -> tuple[Float[Tensor, "g"], Float[Tensor, "g"], Float[Tensor, "g"]]:
+    """Train a variational bound at every correlation of the grid.
 
     All critics of the grid are trained at once, as one stack of weights; each sees its own fresh batch at every step.
+
+    Returns
+    -------
+    gradient, value : Tensor [g]
+        Gradient of the bound in rho, and the bound, on the batch of the last step.
+    ratio : Tensor [g]
+        Mean over all steps of a batch's mean of exp(T) over its moving average; one for bounds without one.
     """
     rho = rho.to(device).requires_grad_()
     task = CorrelatedGaussian(dim, rho)
@@ -156,14 +171,17 @@ def bound_gradient(
     weights = {name: weight.detach().to(device).requires_grad_() for name, weight in weights.items()}
     evaluate = torch.vmap(lambda weights, x, y: torch.func.functional_call(critics[0], weights, (x, y)))
     optimiser = torch.optim.Adam(weights.values(), lr=config.learning_rate)
-    running = None
+    running, ratios = None, []
     for step in range(config.steps):
         x, y = task.sample(config.n, generator)
         last = step == config.steps - 1
-        value, running = bound(evaluate(weights, x, y if last else y.detach()), running)
-        if last:
-            return torch.autograd.grad(value.sum(), rho)[0].cpu()
-        optimiser.zero_grad()
-        (-value.sum()).backward()
-        optimiser.step()
-    raise ValueError(f"steps: expected at least 1, got {config.steps}")
+        critic = evaluate(weights, x, y if last else y.detach())
+        value, running = bound(critic, running)
+        log_mean = bounds.log_mean_exp_product(critic).detach()
+        ratios.append(torch.exp(log_mean - (log_mean if running is None else running)))
+        if not last:
+            optimiser.zero_grad()
+            (-value.sum()).backward()
+            optimiser.step()
+    (gradient,) = torch.autograd.grad(value.sum(), rho)
+    return gradient.cpu(), value.detach().cpu(), torch.stack(ratios).mean(0).cpu()
