@@ -86,7 +86,7 @@ def mine(
 def nwj(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     r"""Nguyen-Wainwright-Jordan bound, :math:`E_p[T] - E_{p \otimes p}[e^{T - 1}]`: MINE-f [MINE paper, eq. 8].
 
-    Unbiased for its own critic, but with a variance that grows like :math:`e^I`.
+    Unbiased for its own critic, but with a variance that grows at least like :math:`e^I`.
 
     Parameters
     ----------

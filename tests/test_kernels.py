@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from migelib import kernels
+
+
+def brute_force_distances(x, y):
+    return (x[..., :, None, :] - y[..., None, :, :]).norm(dim=-1)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_squared_distances(batch, generator):
+    x = torch.randn(*batch, 7, 4, dtype=torch.float64, generator=generator)
+    y = torch.randn(*batch, 5, 4, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(kernels.squared_distances(x, y), brute_force_distances(x, y).square())
+
+
+def test_squared_distances_survive_a_common_offset(generator):
+    x = torch.randn(50, 3, generator=generator)
+    # The inputs themselves are rounded to 1e-3 at this offset; without the shift the error is of order 100.
+    torch.testing.assert_close(
+        kernels.squared_distances(x + 1e4, x + 1e4), kernels.squared_distances(x, x), atol=2e-2, rtol=0
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 11])
+def test_median_distance_is_the_upper_median_with_the_diagonal(n, generator):
+    x = torch.randn(4, n, 3, dtype=torch.float64, generator=generator)
+    expected = brute_force_distances(x, x).flatten(-2).sort(-1).values[:, n * n // 2]
+    torch.testing.assert_close(kernels.median_distance(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_mean_gradient_agrees_with_automatic_differentiation(generator):
+    x = torch.randn(2, 9, 3, dtype=torch.float64, generator=generator)
+    width = torch.tensor([0.7, 1.9], dtype=torch.float64)
+    fast = kernels.rbf_mean_gradient(x, kernels.rbf(x, x, width), width)
+    for b in range(2):
+        for j in range(9):
+            moved = x[b].clone().requires_grad_()
+            total = torch.exp(-(moved - x[b, j]).square().sum(-1) / (2 * width[b] ** 2)).mean()
+            (slow,) = torch.autograd.grad(total, moved)
+            torch.testing.assert_close(fast[b, j], slow.sum(0))

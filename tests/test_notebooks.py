@@ -1,0 +1,75 @@
+"""What nbval does not notice: cells that were never run, chapters without a check, outputs that do not belong there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+
+
+def defects(notebook: dict) -> list[str]:
+    """All that is wrong with a committed chapter."""
+    found = []
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
+        found.append("cells were not run, or not in order")
+    if not any("records.check(" in source for source in sources):
+        found.append("no check against a record")
+    if not sources or "pip install" not in sources[0] or "import migelib" not in sources[0]:
+        found.append("the first cell does not import migelib or install it")
+    for source in sources:
+        if "records.check(" in source and "NBVAL_IGNORE_OUTPUT" in source:
+            found.append("the output of a check is ignored")
+    for cell in cells:
+        for output in cell["outputs"]:
+            if output["output_type"] == "error" or output.get("name") == "stderr":
+                found.append(f"output of type {output['output_type']} {output.get('name', '')}")
+    text = json.dumps(notebook["cells"])
+    found += [f"path {path}" for path in re.findall(r"(?<![\w./-])/(?:home|root|work|tmp|Users)/[\w./-]+", text)]
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_chapter_is_sound(path):
+    assert defects(json.loads(path.read_text())) == []
+
+
+def code_cell(source: str, count: int | None, outputs: list | None = None) -> dict:
+    return {"cell_type": "code", "source": [source], "execution_count": count, "outputs": outputs or []}
+
+
+FIRST = code_cell("try:\n    import migelib\nexcept ImportError:\n    %pip install migelib", 1)
+CHECK = code_cell("records.check(live)", 2)
+
+
+@pytest.mark.parametrize(
+    ("cells", "defect"),
+    [
+        ([FIRST, code_cell("records.check(live)", None)], "not run"),
+        ([FIRST, code_cell("records.check(live)", 5)], "not in order"),
+        ([FIRST, code_cell("1 + 1", 2)], "no check"),
+        ([code_cell("import migelib", 1), CHECK], "first cell"),
+        ([FIRST, code_cell("# NBVAL_IGNORE_OUTPUT\nrecords.check(live)", 2)], "ignored"),
+        ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "error"}])], "error"),
+        ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "stream", "name": "stderr"}])], "stderr"),
+        ([FIRST, CHECK, code_cell("open('/home/me/x')", 3)], "path /home/me/x"),
+    ],
+)
+def test_each_defect_is_noticed(cells, defect):
+    assert any(defect in found for found in defects({"cells": cells}))
+
+
+def test_a_sound_chapter_passes():
+    assert defects({"cells": [FIRST, CHECK]}) == []
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
+    assert {f"book/{path.stem}" for path in NOTEBOOKS} <= listed
+    assert all(list(ROOT.glob(f"{name}.*")) for name in listed)
