@@ -73,6 +73,7 @@ def mine(
         If `critic` is not a stack of square matrices of at least two rows, or `decay` is outside its range.
     """
     check_fraction(decay, "decay")
+    joint_mean = _joint_mean(critic)
     log_mean = log_mean_exp_product(critic)
     now = log_mean.detach()
     if log_running_mean is None:
@@ -80,7 +81,7 @@ def mine(
     else:
         log_running_mean = torch.logaddexp(log_running_mean + math.log(decay), now + math.log1p(-decay))
     weighted = torch.exp(log_mean - log_running_mean)  # its gradient has the running mean as denominator
-    return _joint_mean(critic) - now - (weighted - weighted.detach()), log_running_mean
+    return joint_mean - now - (weighted - weighted.detach()), log_running_mean
 
 
 def nwj(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:

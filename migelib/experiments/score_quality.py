@@ -75,7 +75,7 @@ class Config:
     eigen_width: float = 0.954
 
 
-PROFILES = {"quick": Config(seeds=5), "full": Config(seeds=20, sizes=(64, 128, 256, 512, 1024))}
+PROFILES = {"quick": Config(seeds=10), "full": Config(seeds=20, sizes=(64, 128, 256, 512, 1024))}
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
