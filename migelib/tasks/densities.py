@@ -1,9 +1,4 @@
-r"""Distributions with a known score, entropy, mutual information and gradient: accuracy is measured against these.
-
-Samples are reparameterised: they are differentiable functions of the task's parameters, which may be tensors that
-require a gradient. Noise is drawn by an explicit generator, on the generator's device, so that a run on a GPU sees the
-same samples as one on a CPU.
-"""
+"""Densities with a known score, and samplers with a known entropy gradient."""
 
 from __future__ import annotations
 
@@ -15,13 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-def _noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return drawn.to(like.device)
-
-
-# --- densities with a known score ------------------------------------------------------------------------------------
+from .base import draw_chi_square, draw_normal
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,7 @@ class Gaussian:
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
         """Draw n samples."""
-        noise = _noise((n, len(self.mean)), self.mean, generator)
+        noise = draw_normal((n, len(self.mean)), self.mean, generator)
         return self.mean + noise @ torch.linalg.cholesky(self.covariance).mT
 
     def score(self, points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -68,7 +57,7 @@ class GaussianMixture:
         """Draw n samples."""
         component = torch.randint(len(self.means), (n,), generator=generator, device=generator.device)
         means = self.means[component.to(self.means.device)]
-        return means + self.scale * _noise((n, self.means.shape[-1]), self.means, generator)
+        return means + self.scale * draw_normal((n, self.means.shape[-1]), self.means, generator)
 
     def score(self, points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         r"""Score, :math:`\sum_k w_k(x) (\mu_k - x) / \tau^2` with the posterior weights :math:`w_k(x)`."""
@@ -95,8 +84,7 @@ class StudentT:
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n d"]:
         r"""Draw n samples: Gaussian ones over the root of an independent :math:`\chi^2_\nu / \nu`."""
         noise = torch.randn((n, self.dim), generator=generator, device=generator.device, dtype=dtype)
-        half_df = torch.full((n, 1), self.df / 2, dtype=dtype, device=generator.device)
-        return noise / (torch._standard_gamma(half_df, generator=generator) * 2 / self.df).sqrt()
+        return noise / draw_chi_square(n, self.df, noise, generator).sqrt()
 
     def score(self, points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         r"""Score, :math:`-(\nu + d)\, x / (\nu + \|x\|^2)`: it falls off in the tails."""
@@ -120,7 +108,7 @@ class LinearGaussian:
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
         """Draw n samples, differentiable in the loading."""
-        return _noise((n, len(self.loading)), self.loading, generator) @ self.loading.mT
+        return draw_normal((n, len(self.loading)), self.loading, generator) @ self.loading.mT
 
     def entropy(self) -> Float[Tensor, ""]:
         """Entropy, in nats."""
@@ -158,7 +146,7 @@ class SinhArcsinh:
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
         """Draw n samples, differentiable in skew and tail."""
-        return torch.sinh(self.tail * torch.asinh(_noise((n, self.dim), self.tail, generator)) + self.skew)
+        return torch.sinh(self.tail * torch.asinh(draw_normal((n, self.dim), self.tail, generator)) + self.skew)
 
     def entropy(self) -> Float[Tensor, ""]:
         """Entropy, in nats; differentiable in skew and tail."""
@@ -189,106 +177,30 @@ class SinhArcsinh:
         return torch.log(self.tail) + torch.log(torch.cosh(angle)) - 0.5 * torch.log1p(noise.square())
 
 
-# --- pairs with a known mutual-information gradient ------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class CorrelatedGaussian:
-    r"""The toy task of the MIGE paper: :math:`x \sim N(0, I_d)`, :math:`y = \rho x + \sqrt{1 - \rho^2}\, \epsilon`.
+class LinearMap:
+    r"""Linear map of noise of any law, :math:`z = A u`: :math:`H(z) = H(u) + \ln|\det A|`.
 
     Parameters
     ----------
-    dim : int
-        Number of coordinates d of x and of y.
-    rho : float or Tensor [*batch]
-        Correlation of :math:`x_i` and :math:`y_i`, in (-1, 1); a tensor makes one problem an entry.
-
-    Raises
-    ------
-    ValueError
-        If `dim` < 1 or an entry of `rho` is outside (-1, 1).
+    noise : Gaussian, GaussianMixture or StudentT
+        Law of u: an object with `sample(n, generator)` [n, d] and `score(points)`.
+    loading : Tensor [d, d]
+        :math:`A`, invertible.
     """
 
-    dim: int
-    rho: Float[Tensor, "*batch"]
+    noise: Gaussian | GaussianMixture | StudentT
+    loading: Float[Tensor, "d d"]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "rho", torch.as_tensor(self.rho, dtype=None if torch.is_tensor(self.rho) else torch.float32)
-        )
-        if self.dim < 1:
-            raise ValueError(f"dim: expected a positive integer, got {self.dim!r}")
-        if not bool((self.rho.detach().abs() < 1).all()):
-            raise ValueError(f"rho: expected entries in (-1, 1), got {self.rho.detach().tolist()}")
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
+        """Draw n samples, differentiable in the loading."""
+        return self.noise.sample(n, generator).to(self.loading) @ self.loading.mT
 
-    def sample(
-        self, n: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
-        """Draw n pairs (x, y); y is differentiable in rho."""
-        x, noise = _noise((2, *self.rho.shape, n, self.dim), self.rho, generator)
-        rho = self.rho[..., None, None]
-        return x, rho * x + (1 - rho.square()).sqrt() * noise
+    def entropy_gradient(self) -> Float[Tensor, "d d"]:
+        r"""Gradient of the entropy with respect to the loading, :math:`A^{-\top}`, whatever the law of u."""
+        return torch.linalg.inv(self.loading.detach()).mT
 
-    def mutual_information(self) -> Float[Tensor, "*batch"]:
-        r"""Mutual information, :math:`-\tfrac d2 \ln(1 - \rho^2)` nats."""
-        return -self.dim / 2 * torch.log1p(-self.rho.square())
-
-    def mutual_information_gradient(self) -> Float[Tensor, "*batch"]:
-        r"""Derivative with respect to rho, :math:`\rho d / (1 - \rho^2)` nats."""
-        rho = self.rho.detach()
-        return rho * self.dim / (1 - rho.square())
-
-    def score_y(self, y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        """Score of y (and, as both are standard Gaussians, of x)."""
-        return -y
-
-    def score_joint(
-        self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch n d"]
-    ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
-        r"""Score of (x, y): its parts :math:`-(x - \rho y) / (1 - \rho^2)` and :math:`-(y - \rho x) / (1 - \rho^2)`."""
-        rho = self.rho.detach()[..., None, None]
-        return -(x - rho * y) / (1 - rho.square()), -(y - rho * x) / (1 - rho.square())
-
-    def density_ratio(
-        self, x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch n d"]
-    ) -> Float[Tensor, "*batch n n"]:
-        r"""Matrix of :math:`\ln p(x_i, y_j) / p(x_i) p(y_j)`: the critic at which the variational bounds are tight."""
-        rho = self.rho.detach()[..., None, None]
-        squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-        quadratic = (rho * x @ y.mT - rho.square() * squares / 2) / (1 - rho.square())
-        return quadratic + self.mutual_information().detach()[..., None, None]
-
-
-@dataclass(frozen=True)
-class JointGaussian:
-    r"""Linear functions of common noise :math:`\epsilon \sim N(0, I_k)`: :math:`x = W_x \epsilon, z = W_z \epsilon`.
-
-    Every jointly Gaussian pair has this form, with a gradient through either loading or both.
-
-    Parameters
-    ----------
-    x_loading, z_loading : Tensor [p, k] and [q, k]
-        :math:`W_x` and :math:`W_z`, of full row rank. Where their rows together are linearly dependent (a noise-free
-        encoder) the mutual information is infinite.
-    """
-
-    x_loading: Float[Tensor, "p k"]
-    z_loading: Float[Tensor, "q k"]
-
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"]]:
-        """Draw n pairs (x, z), differentiable in the loadings."""
-        noise = _noise((n, self.x_loading.shape[-1]), self.x_loading, generator)
-        return noise @ self.x_loading.mT, noise @ self.z_loading.mT
-
-    def entropies(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-        """Entropies of x, z and (x, z), in nats, differentiable in the loadings."""
-        joint = torch.cat([self.x_loading, self.z_loading])
-        return tuple(
-            0.5 * (len(w) * math.log(2 * math.pi * math.e) + torch.linalg.slogdet(w @ w.mT).logabsdet)
-            for w in (self.x_loading, self.z_loading, joint)
-        )
-
-    def mutual_information(self) -> Float[Tensor, ""]:
-        """Mutual information, in nats, differentiable in the loadings."""
-        h_x, h_z, h_joint = self.entropies()
-        return h_x + h_z - h_joint
+    def score(self, points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        r"""Score, :math:`A^{-\top} s_u(A^{-1} z)`."""
+        loading = self.loading.detach()
+        return torch.linalg.solve(loading.mT, self.noise.score(torch.linalg.solve(loading, points.mT).mT).mT).mT
