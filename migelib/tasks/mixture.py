@@ -43,7 +43,7 @@ class MixturePair:
     mean_directions: Float[Tensor, "k c q"]
     loading_directions: Float[Tensor, "k c q m"]
     truth_repeats: int = 64
-    truth_samples: int = 4096
+    truth_samples: int = 2048
 
     def at(self, theta: Float[Tensor, "k"]) -> MixturePair:
         """Return the task at other parameters."""
@@ -54,11 +54,12 @@ class MixturePair:
         drawn = torch.randint(len(self.x_means), (n,), generator=generator, device=generator.device)
         component = drawn.to(self.x_means.device)
         noise = draw_normal((n, self.x_loadings.shape[-1]), self.x_means, generator)
-        means, loadings = self._z_components()
-        x = torch.where(component[:, None, None] == torch.arange(len(means), device=means.device)[:, None], 1.0, 0.0)
-        one_hot = x[..., 0].to(noise)
-        x = one_hot @ self.x_means + torch.einsum("nc,cpm,nm->np", one_hot, self.x_loadings, noise)
-        return x, one_hot @ means + torch.einsum("nc,cqm,nm->nq", one_hot, loadings, noise)
+        mine = component, torch.arange(n, device=component.device)  # of all components' samples, the drawn one's
+        x, z = (
+            (means[:, None] + noise @ loadings.mT)[mine]
+            for means, loadings in ((self.x_means, self.x_loadings), self._z_components())
+        )
+        return x, z
 
     def mutual_information(self) -> Float[Tensor, ""]:
         """Mutual information, in nats: a Monte-Carlo mean."""

@@ -67,6 +67,11 @@ def _groups(dim: int) -> Float[Tensor, "k d d"]:
     return torch.stack([torch.diag((torch.arange(dim) % count == k).double()) for k in range(count)])
 
 
+def _truth_samples(dim: int) -> int:
+    """Samples a repeat of a mixture's Monte-Carlo truth: its relative error falls with the dimension by itself."""
+    return max(256, 16384 // dim)
+
+
 def _rotation(generator: torch.Generator, dim: int) -> Float[Tensor, "d d"]:
     q, r = torch.linalg.qr(_randn(generator, dim, dim))
     return q * r.diagonal().sign()
@@ -154,6 +159,7 @@ def _signs(dim: int, generator: torch.Generator) -> MixturePair:
         core.z_loading.expand(2, dim, m),
         torch.zeros(len(core.theta), 2, dim, dtype=torch.float64),
         directions,
+        truth_samples=_truth_samples(dim),
     )
 
 
@@ -170,7 +176,14 @@ def _clusters(dim: int, generator: torch.Generator) -> MixturePair:
     directions[2:, :, :, :dim] = _randn(generator, 2, clusters, dim, dim) / math.sqrt(dim)
     x_loadings, z_loadings = torch.cat([eye, zero], dim=-1), torch.cat([zero, eye], dim=-1)
     return MixturePair(
-        _strengths(count), x_means, torch.zeros_like(z_means), x_loadings, z_loadings, mean_directions, directions
+        _strengths(count),
+        x_means,
+        torch.zeros_like(z_means),
+        x_loadings,
+        z_loadings,
+        mean_directions,
+        directions,
+        truth_samples=_truth_samples(dim),
     )
 
 
