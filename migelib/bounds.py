@@ -313,7 +313,7 @@ class GaussianConditional(nn.Module):
 
     def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
         r"""Matrix of :math:`\ln q(z_j | x_i)` at (i, j), from two matrix products."""
-        mean, log_variance = self._parameters(x)
+        mean, log_variance = self._moments(x)
         precision = torch.exp(-log_variance)
         offset = z.mean(0).detach()  # distances do not change; the expanded square loses fewer digits
         mean, z = mean - offset, z - offset
@@ -324,10 +324,10 @@ class GaussianConditional(nn.Module):
 
     def log_prob(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n"]:
         r""":math:`\ln q(z_i | x_i)` of the joint pairs alone: what is maximised to fit the conditional."""
-        mean, log_variance = self._parameters(x)
+        mean, log_variance = self._moments(x)
         squares = (z - mean).square() * torch.exp(-log_variance)
         return -(squares + log_variance + math.log(2 * math.pi)).sum(-1) / 2
 
-    def _parameters(self, x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n q"]]:
+    def _moments(self, x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n q"]]:
         log_variance = self.log_variance_range * torch.tanh(self.log_variance(x) / self.log_variance_range)
         return self.mean(x), log_variance
