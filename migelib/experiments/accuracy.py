@@ -140,7 +140,7 @@ PROFILES = {
         ),
         large_tasks=("gauss-diagonal", "half-cube", "spiral", "student", "mixture-clusters", "mlp-blocks"),
         large_cells=((16, 4096),),
-        peer_cells=((2, 256), (8, 256), (16, 256), (32, 256)),
+        peer_cells=((2, 256), (8, 256), (32, 256)),
     ),
 }
 
