@@ -130,7 +130,7 @@ PROFILES = {
         peer_tasks=("gauss-diagonal", "mixture-signs"),
         repeats=4,
         peers=("mine-ema", "infonce", "club"),
-        trainings=(Training(), Training("-held-out", learning_rate=5e-4, held_out=0.25)),
+        trainings=(Training(), Training("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
     ),
     "full": Config(
         seeds=5,
