@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .validation import check_fraction
+from .validation import check_fraction, check_positive
 
 
 def donsker_varadhan(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
@@ -114,9 +114,119 @@ def log_mean_exp_product(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "
     return critic.masked_fill(diagonal, -torch.inf).flatten(-2).logsumexp(-1) - math.log(n * (n - 1))
 
 
-def _joint_mean(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+def infonce(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    r"""InfoNCE bound, :math:`\frac1n \sum_i \ln \frac{e^{T_{ii}}}{\frac1n \sum_j e^{T_{ij}}}`: each x among all z.
+
+    The negative of the loss of van den Oord, Li & Vinyals [arXiv:1807.03748, 2018, eq. 4] plus :math:`\ln n`, as in
+    Poole et al. [ICML 2019, sec. 2.3]. Little variance, but never above :math:`\ln n`.
+
+    Parameters
+    ----------
+    critic : Tensor [*batch, n, n]
+        Critic values, joint pairs on the diagonal, n >= 2.
+
+    Returns
+    -------
+    Tensor [*batch]
+        The bound, in nats.
+
+    Raises
+    ------
+    ValueError
+        If `critic` is not a stack of square matrices of at least two rows.
+    """
+    return _joint_mean(critic) - critic.logsumexp(-1).mean(-1) + math.log(critic.shape[-1])
+
+
+def jsd(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    r"""Jensen-Shannon objective, :math:`-E_p[\mathrm{sp}(-T)] - E_{p \otimes p}[\mathrm{sp}(T)]` with sp the softplus.
+
+    The objective of Deep InfoMax [Hjelm et al., ICLR 2019, eq. 4; Nowozin, Cseke & Tomioka, NeurIPS 2016]: the
+    log-likelihood of a classifier with logit T. Its value is a Jensen-Shannon divergence of the joint law and the
+    product of the marginals, :math:`2 D_{JS} - 2 \ln 2` at its maximum, and not an information. Its maximiser
+    is the logarithm of their ratio, :math:`T^* = \ln p(x, z) / p(x) p(z)`; where a value in nats is needed, train by
+    this objective and pass the critic to `smile`, or to `nwj` as ``nwj(critic + 1)`` [Poole et al., ICML 2019,
+    sec. 2.3]. The gradient of the information through samples is then that of ``critic.diagonal().mean()`` with the
+    critic held fixed.
+
+    Parameters
+    ----------
+    critic : Tensor [*batch, n, n]
+        Critic values, joint pairs on the diagonal, n >= 2.
+
+    Returns
+    -------
+    Tensor [*batch]
+        The objective, at most 0: to be maximised in the critic.
+
+    Raises
+    ------
+    ValueError
+        If `critic` is not a stack of square matrices of at least two rows.
+    """
+    joint = _joint_mean(-nn.functional.softplus(-critic))
+    n = critic.shape[-1]
+    softplus = nn.functional.softplus(critic)
+    product = softplus.sum((-2, -1)) - softplus.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return joint - product / (n * (n - 1))
+
+
+def smile(critic: Float[Tensor, "*batch n n"], tau: float | None = 5.0) -> Float[Tensor, "*batch"]:
+    r"""SMILE, :math:`E_p[T] - \ln E_{p \otimes p}[\mathrm{clip}(e^T, e^{-\tau}, e^\tau)]` [Song & Ermon, ICLR 2020].
+
+    The Donsker-Varadhan bound with a clipped ratio in the partition function: less variance, but no bound. A clipped
+    entry has no gradient, so the paper trains the critic by another objective, here `jsd`, and reads off this value.
+
+    Parameters
+    ----------
+    critic : Tensor [*batch, n, n]
+        Critic values, joint pairs on the diagonal, n >= 2.
+    tau : float, optional
+        Clip, > 0; None for the Donsker-Varadhan bound itself.
+
+    Returns
+    -------
+    Tensor [*batch]
+        The estimate, in nats.
+
+    Raises
+    ------
+    ValueError
+        If `critic` is not a stack of square matrices of at least two rows, or `tau` is not positive.
+    """
+    check_positive(tau, "tau")
+    joint = _joint_mean(critic)
+    return joint - log_mean_exp_product(critic if tau is None else critic.clamp(-tau, tau))
+
+
+def club(log_conditional: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    r"""Variational CLUB, :math:`\frac1n \sum_i \ln q(z_i | x_i) - \frac1{n^2} \sum_{ij} \ln q(z_j | x_i)`.
+
+    The contrastive log-ratio upper bound of Cheng et al. [ICML 2020, sec. 3.2], for q the true conditional an upper
+    bound in expectation; for a fitted one it may be none. The second mean is over all pairs, the joint ones included,
+    as in the paper. The conditional, such as `GaussianConditional`, is fitted by maximum likelihood.
+
+    Parameters
+    ----------
+    log_conditional : Tensor [*batch, n, n]
+        :math:`\ln q(z_j | x_i)` at (i, j), joint pairs on the diagonal, n >= 2.
+
+    Returns
+    -------
+    Tensor [*batch]
+        The estimate, in nats.
+
+    Raises
+    ------
+    ValueError
+        If `log_conditional` is not a stack of square matrices of at least two rows.
+    """
+    return _joint_mean(log_conditional, "log_conditional") - log_conditional.mean((-2, -1))
+
+
+def _joint_mean(critic: Float[Tensor, "*batch n n"], name: str = "critic") -> Float[Tensor, "*batch"]:
     if critic.ndim < 2 or critic.shape[-1] != critic.shape[-2] or critic.shape[-1] < 2:
-        raise ValueError(f"critic: expected shape [*batch, n, n] with n >= 2, got shape {tuple(critic.shape)}")
+        raise ValueError(f"{name}: expected shape [*batch, n, n] with n >= 2, got shape {tuple(critic.shape)}")
     return critic.diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
@@ -149,3 +259,76 @@ class SeparableCritic(nn.Module):
     def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
         """Matrix of all critic values, :math:`T(x_i, z_j)` at (i, j)."""
         return self.f(x) @ self.g(z).mT
+
+
+class ConcatenatedCritic(nn.Module):
+    r"""Critic :math:`T(x, z) = f([x, z])`: any function of both, for n^2 evaluations of the network.
+
+    Parameters
+    ----------
+    x_dim, z_dim : int
+        Numbers of coordinates of x and z.
+    hidden : int
+        Width of the two hidden layers.
+    """
+
+    def __init__(self, x_dim: int, z_dim: int, hidden: int = 256) -> None:
+        super().__init__()
+        # A linear layer of [x, z] is the sum of one of x and one of z: the first layer is evaluated 2 n times, not n^2.
+        self.from_x = nn.Linear(x_dim, hidden)
+        self.from_z = nn.Linear(z_dim, hidden, bias=False)
+        self.rest = nn.Sequential(nn.ReLU(), mlp([hidden, hidden, 1]))
+
+    def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
+        """Matrix of all critic values, :math:`T(x_i, z_j)` at (i, j)."""
+        return self.rest(self.from_x(x)[:, None] + self.from_z(z)).squeeze(-1)
+
+
+class GaussianConditional(nn.Module):
+    r"""Conditional :math:`q(z | x) = N(z; \mu(x), \mathrm{diag}\, \sigma^2(x))` for `club`.
+
+    Two networks, one for the mean and one for the log-variance, as Cheng et al. [ICML 2020] have; the log-variance
+    goes through a tanh, so that it lies in (-1, 1) times `log_variance_range`.
+
+    Parameters
+    ----------
+    x_dim, z_dim : int
+        Numbers of coordinates of x and z.
+    hidden : int
+        Width of the one hidden layer of each network.
+    log_variance_range : float
+        Largest absolute value of the log-variance, > 0.
+
+    Raises
+    ------
+    ValueError
+        If `log_variance_range` is not positive.
+    """
+
+    def __init__(self, x_dim: int, z_dim: int, hidden: int = 256, log_variance_range: float = 5.0) -> None:
+        super().__init__()
+        check_positive(log_variance_range, "log_variance_range")
+        self.mean = mlp([x_dim, hidden, z_dim])
+        self.log_variance = mlp([x_dim, hidden, z_dim])
+        self.log_variance_range = log_variance_range
+
+    def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
+        r"""Matrix of :math:`\ln q(z_j | x_i)` at (i, j), from two matrix products."""
+        mean, log_variance = self._moments(x)
+        precision = torch.exp(-log_variance)
+        offset = z.mean(0).detach()  # distances do not change; the expanded square loses fewer digits
+        mean, z = mean - offset, z - offset
+        squares = (
+            precision @ z.square().mT - 2 * (precision * mean) @ z.mT + (precision * mean.square()).sum(-1)[:, None]
+        )
+        return -(squares + (log_variance + math.log(2 * math.pi)).sum(-1)[:, None]) / 2
+
+    def log_prob(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n"]:
+        r""":math:`\ln q(z_i | x_i)` of the joint pairs alone: what is maximised to fit the conditional."""
+        mean, log_variance = self._moments(x)
+        squares = (z - mean).square() * torch.exp(-log_variance)
+        return -(squares + log_variance + math.log(2 * math.pi)).sum(-1) / 2
+
+    def _moments(self, x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n q"]]:
+        log_variance = self.log_variance_range * torch.tanh(self.log_variance(x) / self.log_variance_range)
+        return self.mean(x), log_variance

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..scores import SSGE, GaussianScore
 from ..surrogates import entropy_surrogate, mutual_information_surrogate
-from ..tasks import JointGaussian
+from ..tasks import JointGaussian, exact_score_surrogate
 from . import stream
 
 UNITS = {"relative_error": "1", "cosine": "1"}
@@ -124,9 +124,3 @@ def linear_pair(
 def flat_gradient(value: Float[Tensor, ""], parameters: list[Tensor]) -> Float[Tensor, "p"]:
     """Gradient of `value` in all parameters, as one vector."""
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])
-
-
-def exact_score_surrogate(task: JointGaussian, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, ""]:
-    """MIGE surrogate with the task's true scores: its gradient has Monte-Carlo noise and no other error."""
-    joint_x, joint_z, marginal_x, marginal_z = task.scores(x.detach(), z.detach())
-    return (((joint_x - marginal_x) * x).sum(-1) + ((joint_z - marginal_z) * z).sum(-1)).mean()

@@ -1,0 +1,384 @@
+r"""The benchmark: how well each method estimates the gradient of the mutual information on tasks with known truth.
+
+Every method sees the same n samples of a task of `migelib.tasks` and returns a gradient with respect to the task's
+parameters: score-based methods through `mutual_information_surrogate`; trained peers by fitting a critic, or a
+conditional, to these n samples and differentiating their estimate through the samples with the network held fixed. The
+exact scores on the same samples give the floor.
+Explained in :doc:`/book/13_benchmark`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import bounds
+from ..scores import SSGE, GaussianScore, ScoreEstimator
+from ..surrogates import mutual_information_surrogate
+from ..tasks import PAIRS, PairTask, cast, exact_score_surrogate, pair
+from . import stream
+
+UNITS = {
+    "relative_error": "1",
+    "bias": "1",
+    "spread": "1",
+    "cosine": "1",
+    "floor_multiple": "1",
+    "standard_error": "1",
+}
+
+# The score-based methods. One that rejects the samples of a cell with ValueError has no result there, as the Gaussian
+# score with n <= p + q.
+METHODS: dict[str, ScoreEstimator] = {"ssge-paper": SSGE(), "gaussian": GaussianScore()}
+
+Cells = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the peers are trained by Adam; one step is one pass over all samples.
+
+    Attributes
+    ----------
+    suffix : str
+        Appended to the peers' names.
+    learning_rate, steps :
+        Adam's step size and the largest number of steps.
+    held_out : float
+        Share of the samples that takes no part in the training: of the weights on the way those are kept that do best
+        there. 0 for the weights of the last step.
+    equal_time : bool
+        Stop as soon as the method `Config.reference` would have finished on the same samples.
+    """
+
+    suffix: str = ""
+    learning_rate: float = 1e-4
+    steps: int = 200
+    held_out: float = 0.0
+    equal_time: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings.
+
+    Attributes
+    ----------
+    seeds : int
+        Number of repetitions of everything.
+    tasks, large_tasks, peer_tasks : tuple of str
+        Tasks for the score-based methods in `cells`, for those in `large_cells`, and for the trained peers.
+    cells, large_cells, peer_cells : tuple of (int, int)
+        Pairs of a dimension and a number of samples.
+    methods, peers : tuple of str
+        Names of `METHODS` and of `PEERS`.
+    trainings : tuple of Training
+        Every peer is trained in each of these ways: as in the MIGE paper's code, stopped early, for equal time.
+    reference : str
+        The method whose wall time limits a training for equal time.
+    repeats, floor_repeats : int
+        Sample sets of 256 a seed for the methods and for the exact scores; in inverse proportion fewer of larger sets.
+    peer_repeats : int
+        Sample sets a seed for the peers.
+    hidden, embedding : int
+        Sizes of the peers' networks.
+    decay, tau : float
+        MINE's moving average and SMILE's clip.
+    """
+
+    seeds: int
+    tasks: tuple[str, ...] = tuple(PAIRS)
+    large_tasks: tuple[str, ...] = ()
+    peer_tasks: tuple[str, ...] = tuple(name for name in PAIRS if name != "toy")
+    cells: Cells = ((8, 256),)
+    large_cells: Cells = ()
+    peer_cells: Cells = ((8, 256),)
+    methods: tuple[str, ...] = tuple(METHODS)
+    peers: tuple[str, ...] = ("mine-ema", "mine-f", "infonce", "jsd", "smile", "club")
+    trainings: tuple[Training, ...] = (
+        Training(),
+        Training("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
+        Training("-equal-time", learning_rate=1e-3, equal_time=True),
+    )
+    reference: str = "ssge-paper"
+    repeats: int = 8
+    floor_repeats: int = 32
+    peer_repeats: int = 1
+    hidden: int = 256
+    embedding: int = 20
+    decay: float = 0.9
+    tau: float = 5.0
+
+    def __post_init__(self) -> None:
+        if any(training.equal_time for training in self.trainings) and self.reference not in self.methods:
+            raise ValueError(f"reference: expected one of {', '.join(self.methods)}, got {self.reference!r}")
+
+
+PROFILES = {
+    "quick": Config(
+        seeds=5,
+        tasks=("gauss-diagonal", "gauss-bottleneck", "half-cube", "student", "mixture-signs", "mlp-blocks"),
+        peer_tasks=("gauss-diagonal", "mixture-signs"),
+        repeats=4,
+        peers=("mine-ema", "infonce", "club"),
+        trainings=(Training(), Training("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
+    ),
+    "full": Config(
+        seeds=5,
+        cells=(
+            *((dim, 256) for dim in (1, 2, 8, 16, 32, 128)),
+            *((dim, n) for n in (64, 1024) for dim in (2, 16, 128)),
+        ),
+        large_tasks=("gauss-diagonal", "half-cube", "spiral", "student", "mixture-clusters", "mlp-blocks"),
+        large_cells=((16, 4096),),
+        peer_cells=((2, 256), (8, 256), (32, 256)),
+    ),
+}
+
+
+def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Errors of every method in every cell, and the gradients themselves, for one seed."""
+    jobs: dict[tuple[str, int, int], bool] = {}  # task, dimension, number of samples -> with peers?
+    for names, cells, peers in (
+        (config.tasks, config.cells, False),
+        (config.large_tasks, config.large_cells, False),
+        (config.peer_tasks, config.peer_cells, True),
+    ):
+        jobs |= {(name, dim, n): peers for name in names for dim, n in cells if _exists(name, dim)}
+    quantities: dict[str, float] = {}
+    curves: dict[str, np.ndarray] = {}
+    for (name, dim, n), with_peers in jobs.items():
+        cell = run_cell(config, seed, name, dim, n, device, with_peers)
+        truth, error = (
+            pair(name, dim).mutual_information_gradient(),
+            pair(name, dim).mutual_information_gradient_error(),
+        )
+        curves[f"truth/{name}-d{dim}"] = truth.numpy()
+        quantities[f"truth/{name}-d{dim}/standard_error"] = float(error.norm() / truth.norm())
+        floor = summarise(cell["exact"], truth)["relative_error"]
+        for method, gradients in cell.items():
+            setting = f"{method}/{name}-d{dim}-n{n}"
+            curves[setting] = gradients.numpy()
+            quantities |= {f"{setting}/{metric}": value for metric, value in summarise(gradients, truth).items()}
+            if method != "exact":
+                quantities[f"{setting}/floor_multiple"] = quantities[f"{setting}/relative_error"] / floor
+    return quantities | overall(quantities), curves
+
+
+def run_cell(
+    config: Config, seed: int, name: str, dim: int, n: int, device: torch.device, with_peers: bool
+) -> dict[str, Float[Tensor, "r k"]]:
+    """Gradients of one task at one dimension and number of samples: method -> one row a sample set.
+
+    Sample set r is the same for all methods.
+    """
+    task = cast(pair(name, dim), device=device)
+
+    def share(count: int) -> int:
+        return max(1, round(count * min(1.0, 256 / n)))
+
+    def sampled(repeat: int) -> Problem:
+        return draw(task, n, stream(seed, "samples", name, dim, n, repeat))
+
+    floor_repeats = max(4, share(config.floor_repeats))
+    gradients = {"exact": [exact_score_gradient(sampled(repeat)) for repeat in range(floor_repeats)]}
+    reference_seconds = []
+    for method in config.methods:
+        try:
+            for repeat in range(share(config.repeats)):
+                problem, started = sampled(repeat), time.perf_counter()
+                gradients.setdefault(method, []).append(score_gradient(problem, METHODS[method]))
+                if method == config.reference:
+                    reference_seconds.append(time.perf_counter() - started)
+        except ValueError:
+            gradients.pop(method, None)
+    for peer in config.peers if with_peers else ():
+        for repeat in range(config.peer_repeats):
+            for training in config.trainings:
+                if training.equal_time and not reference_seconds:
+                    continue  # the reference rejects these samples
+                weights = stream(seed, "weights", peer, name, dim, n, repeat)
+                seconds = float(np.median(reference_seconds)) if training.equal_time else math.inf
+                gradient = peer_gradient(sampled(repeat), PEERS[peer], config, training, weights, seconds)
+                gradients.setdefault(peer + training.suffix, []).append(gradient)
+    return {method: torch.stack(rows).flatten(1).cpu() for method, rows in gradients.items()}
+
+
+def summarise(gradients: Float[Tensor, "r k"], truth: Float[Tensor, "k"]) -> dict[str, float]:
+    r"""Errors of estimates :math:`\hat g_r` of a gradient g, relative to its norm, and their cosine with it.
+
+    Returns
+    -------
+    dict
+        ``relative_error`` :math:`\sqrt{E \|\hat g - g\|^2} / \|g\|`; ``cosine``, the mean one; and for two estimates or
+        more its parts ``bias`` :math:`\|E \hat g - g\| / \|g\|` and
+        ``spread`` :math:`\sqrt{E \|\hat g - E \hat g\|^2} / \|g\|`. The squares of error and spread are unbiased; that
+        of the bias is their difference, or 0 where that is negative.
+    """
+    truth = truth.flatten()
+    square = float((gradients - truth).square().sum(-1).mean() / truth.square().sum())
+    summary = {
+        "relative_error": math.sqrt(square),
+        "cosine": float(torch.cosine_similarity(gradients, truth.expand_as(gradients), dim=-1).mean()),
+    }
+    if len(gradients) > 1:
+        variance = float(gradients.var(0).sum() / truth.square().sum())
+        summary |= {"bias": math.sqrt(max(0.0, square - variance)), "spread": math.sqrt(variance)}
+    return summary
+
+
+def overall(quantities: Mapping[str, float]) -> dict[str, float]:
+    """Geometric means of each method's errors and floor multiples over its cells of n samples, named all-n<n>.
+
+    Methods that have different cells, as the peers, or one that rejects some samples, do not compare by these.
+    """
+    groups: dict[str, list[float]] = {}
+    for name, value in quantities.items():
+        method, setting, metric = name.split("/")
+        if metric in ("relative_error", "floor_multiple"):
+            groups.setdefault(f"{method}/all-n{setting.rsplit('-n', 1)[1]}/{metric}", []).append(value)
+    return {name: math.exp(sum(map(math.log, values)) / len(values)) for name, values in groups.items()}
+
+
+# --- estimates -------------------------------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """Samples of a task, differentiable in the parameters `theta`."""
+
+    task: PairTask
+    theta: Float[Tensor, "*k"]
+    x: Float[Tensor, "*batch n p"]
+    z: Float[Tensor, "*batch n q"]
+
+
+def draw(task: PairTask, n: int, generator: torch.Generator) -> Problem:
+    """Draw n samples."""
+    theta = task.theta.detach().clone().requires_grad_()
+    return Problem(task, theta, *task.at(theta).sample(n, generator))
+
+
+def exact_score_gradient(problem: Problem) -> Float[Tensor, "*k"]:
+    """The estimate with the exact scores: what remains is Monte-Carlo noise."""
+    surrogate = exact_score_surrogate(problem.task, problem.x, problem.z)
+    return torch.autograd.grad(surrogate, problem.theta)[0]
+
+
+def score_gradient(problem: Problem, estimator: ScoreEstimator) -> Float[Tensor, "*k"]:
+    """MIGE with a score estimator."""
+    surrogate = mutual_information_surrogate(problem.x, problem.z, estimator)
+    return torch.autograd.grad(surrogate, problem.theta)[0]
+
+
+def peer_gradient(
+    problem: Problem,
+    peer: Callable[[Config, int, int], Peer],
+    config: Config,
+    training: Training,
+    generator: torch.Generator,
+    seconds: float = math.inf,
+) -> Float[Tensor, "k"]:
+    """Train a peer on the samples, then differentiate its estimate through them with the network held fixed.
+
+    The network sees standardised coordinates, which changes no mutual information. Training ends as `training` says,
+    or at the first step that ends after `seconds`. The estimate is over all samples, held-out ones included.
+    """
+    started = time.perf_counter()
+    x, z = ((samples - samples.detach().mean(0)) / samples.detach().std(0) for samples in (problem.x, problem.z))
+    fixed_x, fixed_z = x.detach(), z.detach()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        trained = peer(config, x.shape[-1], z.shape[-1])
+    trained.network.to(x.device)
+    optimiser = torch.optim.Adam(trained.network.parameters(), lr=training.learning_rate)
+    held_out = round(training.held_out * len(x))
+    kept, least = None, math.inf
+    for step in range(training.steps):
+        optimiser.zero_grad()
+        trained.loss(trained.network, fixed_x[held_out:], fixed_z[held_out:]).backward()
+        optimiser.step()
+        late = time.perf_counter() - started > seconds
+        if held_out and (step % 5 == 4 or late or step == training.steps - 1):
+            with torch.no_grad():
+                loss = float(trained.loss(trained.network, fixed_x[:held_out], fixed_z[:held_out]))
+            if loss < least:
+                kept, least = copy.deepcopy(trained.network.state_dict()), loss
+        if late:
+            break
+    if kept is not None:
+        trained.network.load_state_dict(kept)
+    estimate = trained.estimate(trained.network(x, z))
+    return torch.autograd.grad(estimate, problem.theta)[0]
+
+
+class Peer(NamedTuple):
+    """A network that maps samples to an (n, n) matrix, its training loss and its estimate of the information."""
+
+    network: nn.Module
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    estimate: Callable[[Tensor], Tensor]
+
+
+def _critic(config: Config, x_dim: int, z_dim: int) -> nn.Module:
+    return bounds.SeparableCritic(x_dim, z_dim, config.hidden, config.embedding)
+
+
+def _by_bound(
+    objective: Callable[[Tensor], Tensor], estimate: Callable[[Tensor, Config], Tensor] | None = None
+) -> Callable[[Config, int, int], Peer]:
+    """Critic trained by an objective of its matrix; the estimate is the objective unless another is given."""
+
+    def build(config: Config, x_dim: int, z_dim: int) -> Peer:
+        def read(critic: Tensor) -> Tensor:
+            return objective(critic) if estimate is None else estimate(critic, config)
+
+        return Peer(_critic(config, x_dim, z_dim), lambda network, x, z: -objective(network(x, z)), read)
+
+    return build
+
+
+def _mine(config: Config, x_dim: int, z_dim: int) -> Peer:
+    running: list[Tensor | None] = [None]
+
+    def loss(network: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        value, mean = bounds.mine(network(x, z), running[0], config.decay)
+        if torch.is_grad_enabled():  # held-out samples leave the moving average as it is
+            running[0] = mean
+        return -value
+
+    return Peer(_critic(config, x_dim, z_dim), loss, lambda critic: bounds.mine(critic, running[0], config.decay)[0])
+
+
+def _club(config: Config, x_dim: int, z_dim: int) -> Peer:
+    conditional = bounds.GaussianConditional(x_dim, z_dim, config.hidden)
+    return Peer(conditional, lambda network, x, z: -network.log_prob(x, z).mean(), bounds.club)
+
+
+# JSD trains a critic whose maximum is the log-ratio, so the gradient is that of its mean over the joint pairs; SMILE's
+# critic is the same one, as its authors train it.
+PEERS: dict[str, Callable[[Config, int, int], Peer]] = {
+    "mine-ema": _mine,
+    "mine-dv": _by_bound(bounds.donsker_varadhan),
+    "mine-f": _by_bound(bounds.nwj),
+    "infonce": _by_bound(bounds.infonce),
+    "jsd": _by_bound(bounds.jsd, lambda critic, config: critic.diagonal().mean()),
+    "smile": _by_bound(bounds.jsd, lambda critic, config: bounds.smile(critic, config.tau)),
+    "club": _club,
+}
+
+
+def _exists(name: str, dim: int) -> bool:
+    try:
+        pair(name, dim)
+    except ValueError:
+        return False
+    return True

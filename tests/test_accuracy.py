@@ -1,0 +1,93 @@
+"""The benchmark experiment: its statistics, its samples and its cells."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from migelib.experiments import accuracy, stream
+from migelib.tasks import pair
+
+CPU = torch.device("cpu")
+SMALL = accuracy.Config(
+    seeds=2,
+    tasks=("gauss-diagonal", "toy"),
+    peer_tasks=("gauss-diagonal",),
+    cells=((2, 40),),
+    peer_cells=((2, 40),),
+    repeats=2,
+    floor_repeats=4,
+    hidden=16,
+    trainings=(
+        accuracy.Training(steps=4),
+        accuracy.Training("-held-out", steps=7, held_out=0.25),
+        accuracy.Training("-equal-time", equal_time=True),
+    ),
+)
+
+
+def test_summary_separates_bias_and_spread():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.tensor([3.0, 4.0])
+    gradients = truth + torch.tensor([0.5, 0.0]) + 0.2 * torch.randn(20_000, 2, generator=generator)
+    summary = accuracy.summarise(gradients, truth)
+    assert summary["bias"] == pytest.approx(0.1, rel=0.02)
+    assert summary["spread"] == pytest.approx(0.2 * math.sqrt(2) / 5, rel=0.02)
+    assert summary["relative_error"] ** 2 == pytest.approx(summary["bias"] ** 2 + summary["spread"] ** 2, rel=1e-4)
+    assert summary["cosine"] == pytest.approx(1, abs=0.01)
+    assert set(accuracy.summarise(gradients[:1], truth)) == {"relative_error", "cosine"}
+
+
+def test_overall_is_a_geometric_mean():
+    quantities = {
+        "m/a-d2-n64/relative_error": 0.1,
+        "m/b-c-d2-n64/relative_error": 0.4,
+        "m/a-d2-n256/relative_error": 0.3,
+        "m/a-d2-n64/cosine": 0.9,
+    }
+    assert accuracy.overall(quantities) == pytest.approx(
+        {"m/all-n64/relative_error": 0.2, "m/all-n256/relative_error": 0.3}
+    )
+
+
+def test_all_methods_have_results():
+    quantities, curves = accuracy.run_seed(SMALL, 0, CPU)
+    methods = {name.split("/")[0] for name in quantities} - {"truth"}
+    peers = {peer + training.suffix for peer in SMALL.peers for training in SMALL.trainings}
+    assert methods == {"exact", *accuracy.METHODS, *peers}
+    assert all(math.isfinite(value) for value in quantities.values())
+    assert all(name.split("/")[-1] in accuracy.UNITS for name in quantities)
+    assert curves["ssge-paper/toy-d2-n40"].shape == (2, 6)
+    assert curves["mine-f/gauss-diagonal-d2-n40"].shape == (1, 2)
+
+
+def test_runs_repeat_and_seeds_differ():
+    config = replace(SMALL, trainings=SMALL.trainings[:2], peers=("mine-ema", "club"))
+    first, again, other = (accuracy.run_seed(config, seed, CPU)[0] for seed in (0, 0, 1))
+    assert first == again
+    assert first.keys() == other.keys()
+    assert first["exact/toy-d2-n40/relative_error"] != other["exact/toy-d2-n40/relative_error"]
+
+
+def test_a_method_that_rejects_the_samples_is_left_out():
+    cell = accuracy.run_cell(SMALL, 0, "gauss-diagonal", 32, 40, CPU, with_peers=False)
+    assert set(cell) == {"exact", "ssge-paper"}
+
+
+def test_peers_find_a_strong_dependence():
+    task = pair("gauss-diagonal", 2)
+    truth = task.mutual_information_gradient()
+    config = accuracy.Config(seeds=2, hidden=64)
+    training = accuracy.Training(learning_rate=2e-3, steps=150)
+    for name, peer in accuracy.PEERS.items():
+        problem = accuracy.draw(task, 600, stream(0, "peers"))
+        gradient = accuracy.peer_gradient(problem, peer, config, training, stream(0, name))
+        # Overfitting inflates the length of some; the direction and the order of magnitude must be right.
+        assert float(torch.cosine_similarity(gradient, truth, dim=0)) > 0.9, name
+        assert 0.5 < float(gradient.norm() / truth.norm()) < 3, name
+
+
+def test_equal_time_needs_its_reference():
+    with pytest.raises(ValueError, match="reference"):
+        replace(SMALL, reference="none")
