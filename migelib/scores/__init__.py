@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from .base import ScoreEstimator, ScoreFunction
+from .combinators import Residual, Selected, Transformed, score_divergence, score_matching_loss
 from .gaussian import AffineScore, GaussianScore
+from .kde import KDE, DensityScore
+from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
 from .ssge import SSGE, SpectralScore
 
-ESTIMATORS: dict[str, type[ScoreEstimator]] = {"ssge": SSGE, "gaussian": GaussianScore}
+ESTIMATORS: dict[str, type[ScoreEstimator]] = {
+    "gaussian": GaussianScore,
+    "kde": KDE,
+    "landweber": Landweber,
+    "numethod": NuMethod,
+    "ssge": SSGE,
+    "stein": Stein,
+    "tikhonov": Tikhonov,
+}
 
 
 def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
@@ -38,11 +49,23 @@ def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
 
 __all__ = [
     "ESTIMATORS",
+    "KDE",
     "SSGE",
     "AffineScore",
+    "DensityScore",
     "GaussianScore",
+    "KernelScore",
+    "Landweber",
+    "NuMethod",
+    "Residual",
     "ScoreEstimator",
     "ScoreFunction",
+    "Selected",
     "SpectralScore",
+    "Stein",
+    "Tikhonov",
+    "Transformed",
     "as_estimator",
+    "score_divergence",
+    "score_matching_loss",
 ]
