@@ -87,6 +87,10 @@ def mutual_information_surrogate(
     check_spread(z, "z")
     if not (x.requires_grad or z.requires_grad):
         return z.new_zeros(())
+    if hasattr(estimator, "fit_pair"):
+        differences = estimator.fit_pair(x.detach(), z.detach())
+        parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if v.requires_grad]
+        return sum(parts, z.new_zeros(()))
     joint = torch.cat([x, z], dim=-1).detach()
     joint_score = estimator.fit(joint)(joint)
     surrogate = z.new_zeros(())

@@ -6,7 +6,6 @@ A transform is a settings object; `fit(samples)` returns a map u = T(x). A score
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .validation import check_points, check_positive_required, check_samples, check_spread
+from .validation import check_count, check_points, check_positive_required, check_samples, check_spread
 
 
 class FittedMap(Protocol):
@@ -119,18 +118,20 @@ class AffineMap:
 class Gaussianise:
     r"""Map every coordinate to a standard Gaussian through its smoothed CDF, :math:`u = \Phi^{-1}(\hat F(x))`.
 
-    :math:`\hat F(x) = \frac1m \sum_j \Phi((x - c_j) / h)` with Gaussian smoothing. The centres are the samples, or,
-    beyond `centres` of them, averages of as many blocks of sorted samples. They are drawn towards the mean so that
-    :math:`\hat F` keeps the samples' variance; at a bandwidth of one standard deviation the map is exactly affine.
-    Beyond the centres it continues linearly.
+    :math:`\hat F(x) = \sum_j w_j\, \Phi((x - c_j) / h_j)`, with the centres :math:`c_j` at the samples, or, beyond
+    `centres` of them, at averages of neighbours; the outermost samples are always kept as they are. The
+    width follows the data, :math:`h_j = b\, \Delta x_j / \Delta g_j`: the slope of the sorted samples against their
+    normal scores :math:`g = \Phi^{-1}(\text{rank} / n)`, over the nearest quarter of the samples. In the Gaussian's own
+    coordinate the smoothing is therefore the same everywhere, in the bulk as in heavy tails. The centres are drawn
+    towards the mean so that :math:`\hat F` keeps the samples' variance; for Gaussian samples the map is then affine
+    up to noise. Beyond the centres it continues linearly.
 
     Parameters
     ----------
-    bandwidth : float
-        :math:`h` in units of the coordinate's spread (the smaller of its standard deviation and its interquartile
-        range / 1.349), in (0, 1].
+    bandwidth : float, optional
+        :math:`b`, in units of the standard Gaussian, in (0, 1]; by default :math:`n^{-1/5}`.
     centres : int
-        Most centres a coordinate, at least 2.
+        Most centres a coordinate, at least 4.
 
     Raises
     ------
@@ -138,14 +139,13 @@ class Gaussianise:
         If a setting is outside its range.
     """
 
-    bandwidth: float = 0.2
-    centres: int = 128
+    bandwidth: float | None = None
+    centres: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 < self.bandwidth <= 1:
-            raise ValueError(f"bandwidth: expected a number in (0, 1], got {self.bandwidth!r}")
-        if not isinstance(self.centres, int) or self.centres < 2:
-            raise ValueError(f"centres: expected an integer of at least 2, got {self.centres!r}")
+        if self.bandwidth is not None and not 0 < self.bandwidth <= 1:
+            raise ValueError(f"bandwidth: expected a number in (0, 1] or None, got {self.bandwidth!r}")
+        check_count(self.centres, "centres", 4)
 
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> ElementwiseMap:
@@ -154,28 +154,35 @@ class Gaussianise:
         check_spread(samples)
         ordered = samples.detach().sort(-2).values
         n = ordered.shape[-2]
+        bandwidth = n**-0.2 if self.bandwidth is None else self.bandwidth
         mean = ordered.mean(-2, keepdim=True)
         deviation = (ordered - mean).square().mean(-2, keepdim=True).sqrt()
-        quartiles = ordered[..., [n // 4, (3 * n) // 4], :]
-        spread = (quartiles[..., 1:, :] - quartiles[..., :1, :]) / 1.349
-        spread = torch.where((spread > 0) & (spread < deviation), spread, deviation)
-        # A constant coordinate has no scale of its own; any positive one maps it to zero.
-        spread = torch.where(deviation > 0, spread, 1)
-        width = self.bandwidth * spread
-        if n > self.centres:
-            blocks = torch.arange(n, device=ordered.device) * self.centres // n
-            sums = torch.zeros(*ordered.shape[:-2], self.centres, ordered.shape[-1]).to(ordered)
-            centres = sums.index_add(-2, blocks, ordered) / blocks.bincount()[:, None]
-        else:
-            centres = ordered
-        weights = (torch.arange(n, device=ordered.device) * centres.shape[-2] // n).bincount().to(ordered) / n
-        centred = centres - mean
-        variance = (weights[:, None] * centred.square()).sum(-2, keepdim=True)
-        shrink = ((deviation.square() - width.square()).clamp_min(0) / variance.clamp_min(1e-30)).sqrt()
-        return ElementwiseMap((mean + shrink * centred).mT.contiguous(), weights, width.mT.contiguous())
+        deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))  # a constant maps to zero
+        reach = max(1, n // 8)
+        ranks = torch.arange(n, device=ordered.device)
+        below, above = (ranks - reach).clamp_min(0), (ranks + reach).clamp_max(n - 1)
+        normal = torch.special.ndtri((ranks.to(ordered) + 0.5) / n)
+        local = (ordered[..., above, :] - ordered[..., below, :]) / (normal[above] - normal[below])[:, None]
+        width = bandwidth * torch.maximum(local, 0.01 * deviation)  # ties leave no local scale
+        block = _blocks(n, self.centres).to(ordered.device)
+        count = block.bincount()
+        average = torch.zeros(len(count), n).to(ordered)
+        average[block, ranks] = (1 / count).to(ordered)[block]
+        centres, width = average @ ordered, average @ width
+        weights = count.to(ordered) / n
+        room = deviation.square() - (weights[:, None] * width.square()).sum(-2, keepdim=True)
+        variance = (weights[:, None] * (centres - mean).square()).sum(-2, keepdim=True)
+        shrink = (room.clamp_min(0) / variance.clamp_min(torch.finfo(ordered.dtype).tiny)).sqrt().clamp_max(1)
+        return ElementwiseMap((mean + shrink * (centres - mean)).mT.contiguous(), weights, width.mT.contiguous())
 
 
-_LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
+def _blocks(n: int, most: int) -> Tensor:
+    """Block of every rank: single samples in both tails, equal shares between, at most `most` blocks."""
+    if n <= most:
+        return torch.arange(n)
+    tail = most // 4
+    inner = torch.arange(n - 2 * tail) * (most - 2 * tail) // (n - 2 * tail)
+    return torch.cat([torch.arange(tail), tail + inner, most - tail + torch.arange(tail)])
 
 
 @dataclass(frozen=True)
@@ -188,13 +195,13 @@ class ElementwiseMap:
         Ascending centres of every coordinate.
     weights : Tensor [c]
         Their shares.
-    width : Tensor [*batch, d, 1]
-        Bandwidths.
+    width : Tensor [*batch, d, c]
+        Their widths.
     """
 
     centres: Float[Tensor, "*batch d c"]
     weights: Float[Tensor, "c"]
-    width: Float[Tensor, "*batch d 1"]
+    width: Float[Tensor, "*batch d c"]
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Map the points."""
@@ -218,25 +225,43 @@ class ElementwiseMap:
         :math:`T'' = f' / \varphi(u) + u\, T'^2`.
         """
         check_points(points, self.centres.mT)
-        # One coordinate at a time keeps the work at m x c: the tensor m x c x d is never built.
-        columns = [
-            self._column(points[..., i], self.centres[..., i, :], self.width[..., i, :], order)
-            for i in range(points.shape[-1])
-        ]
-        return [torch.stack(parts, -1) for parts in zip(*columns, strict=True)]
+        # A few coordinates at a time keep the work small: the tensor d x m x c is never built.
+        chunk = max(1, 2**17 // (points[..., 0].numel() * self.centres.shape[-1]))
+        columns = points.mT.split(chunk, -2)
+        centres, width = self.centres.split(chunk, -2), self.width.split(chunk, -2)
+        parts = [self._rows(*rows, order) for rows in zip(columns, centres, width, strict=True)]
+        return [torch.cat(part, -2).mT for part in zip(*parts, strict=True)]
 
-    def _column(self, x: Tensor, centres: Tensor, width: Tensor, order: int) -> list[Tensor]:
-        inner = torch.minimum(torch.maximum(x, centres[..., :1] - 3 * width), centres[..., -1:] + 3 * width)
-        t = (inner[..., :, None] - centres[..., None, :]) / width[..., None]
-        lower, upper = torch.special.ndtr(t) @ self.weights, torch.special.ndtr(-t) @ self.weights
+    def optimism(
+        self, samples: Float[Tensor, "*batch n d"], u: Float[Tensor, "*batch n d"], slope: Float[Tensor, "*batch n d"]
+    ) -> Float[Tensor, "*batch d"]:
+        r"""How far each coordinate's mean log density at the fit's own samples exceeds that of leaving each one out.
+
+        A sample's own share of the density, :math:`\frac1n K((x_i - c_j) / h_j) / h_j` with its centre j, is removed.
+        """
+        n = samples.shape[-2]
+        rank = samples.mT.argsort(-1).argsort(-1)
+        own = _blocks(n, self.centres.shape[-1]).to(samples.device)[rank]
+        width = self.width.gather(-1, own)
+        bump = torch.exp(-((samples.mT - self.centres.gather(-1, own)) / width).square() / 2) / width
+        density = slope.mT * torch.exp(-u.mT.square() / 2)
+        left = ((n * density - bump) / ((n - 1) * density)).clamp_min(1e-3)
+        return -torch.log(left).mean(-1)
+
+    def _rows(self, x: Tensor, centres: Tensor, width: Tensor, order: int) -> list[Tensor]:
+        low, high = centres[..., :1] - 3 * width[..., :1], centres[..., -1:] + 3 * width[..., -1:]
+        inner = torch.minimum(torch.maximum(x, low), high)
+        t = (inner[..., :, None] - centres[..., None, :]) / width[..., None, :]
+        lower = torch.special.ndtr(t) @ self.weights
+        upper = torch.special.ndtr(-t) @ self.weights  # not 1 - lower: the upper tail keeps its digits
         u = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
-        bumps = torch.exp(-t.square() / 2)
-        inverse_density = torch.exp(u.square() / 2) / width
-        slope = (bumps @ self.weights) * inverse_density
+        bumps = torch.exp(-t.square() / 2) * (self.weights / width)[..., None, :]
+        inverse_density = torch.exp(u.square() / 2)
+        slope = bumps.sum(-1) * inverse_density
         parts = [u + slope * (x - inner), slope]
         if order > 1:
-            curvature = -((bumps * t) @ self.weights) * inverse_density / width + u * slope.square()
-            parts.append(torch.where(x == inner, curvature, 0))
+            curvature = -(bumps * t / width[..., None, :]).sum(-1) * inverse_density + u * slope.square()
+            parts.append(torch.where(x == inner, curvature, torch.zeros_like(curvature)))
         return parts[: order + 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adaptive import Adaptive, AdaptiveScore, EllipticalMixture
 from .base import ScoreEstimator, ScoreFunction
 from .combinators import Residual, Selected, Transformed, score_divergence, score_matching_loss
 from .gaussian import AffineScore, GaussianScore
@@ -10,6 +11,7 @@ from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
 from .ssge import SSGE, SpectralScore
 
 ESTIMATORS: dict[str, type[ScoreEstimator]] = {
+    "adaptive": Adaptive,
     "gaussian": GaussianScore,
     "kde": KDE,
     "landweber": Landweber,
@@ -51,8 +53,11 @@ __all__ = [
     "ESTIMATORS",
     "KDE",
     "SSGE",
+    "Adaptive",
+    "AdaptiveScore",
     "AffineScore",
     "DensityScore",
+    "EllipticalMixture",
     "GaussianScore",
     "KernelScore",
     "Landweber",
