@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..transforms import Gaussianise
 from ..validation import check_count, check_pair, check_points, check_positive, check_samples, check_spread
-from .gaussian import ledoit_wolf_weight
+
+RIDGE = 1e-3
+PENALTY = 1.0
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class Adaptive:
         def offer(index: int, model: EllipticalMixture, extra: int) -> Tensor:
             """Keep the model where it is better than what came before; its gain over that."""
             nonlocal best
-            value = model.log_density(joint[index].u).mean(-1) + joint[index].log_slope - extra / n
+            value = model.log_density(joint[index].u).mean(-1) + joint[index].log_slope - PENALTY * extra / n
             value = torch.where(torch.isfinite(value), value, -torch.inf)
             model = _pad(model, self.components)
             here = (value, torch.full_like(value, index, dtype=torch.long), joint[index].u, joint[index].slope, model)
@@ -227,7 +229,7 @@ class Adaptive:
         while k <= self.components and n >= k * (dim + 1):
             extra = (k - 1) * (dim + 1 + dim * (dim + 1) // 2)
             model = fit_mixture(u, k, min(8, self.steps))
-            promising = bool((model.log_density(u).mean(-1) - floor > 0.7 * extra / n).any())
+            promising = bool((model.log_density(u).mean(-1) - floor > 0.7 * PENALTY * extra / n).any())
             if promising:
                 model = fit_mixture(u, k, max(0, self.steps - 8), model)
                 promising = bool((offer(index, model, extra) > 0).any())
@@ -293,20 +295,19 @@ def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
 
 
 def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
-    r"""Gaussian by maximum likelihood; near n = d its correlations are shrunk.
+    r"""Gaussian by maximum likelihood; with fewer than 2 d samples a small ridge keeps it regular.
 
-    Down to n = 2 d samples nothing is shrunk, as the gradient of :math:`\ln\det\hat\Sigma` is unbiased. Below, Ledoit
-    and Wolf's weight is phased in, linearly in n / d, until it applies in full at n = d.
+    The gradient of :math:`\ln\det\hat\Sigma` is unbiased for Gaussian data however noisy the covariance is, and a ridge
+    of the size that its own error would call for (Ledoit and Wolf's) biases it badly. The ridge, a share of the
+    coordinates' variances, is therefore a thousandth at n <= d, and falls to none at n = 2 d.
     """
     n, dim = u.shape[-2:]
     mean = u.mean(-2, keepdim=True)
     centred = u - mean
     covariance = centred.mT @ centred / n
-    share = min(1.0, max(0.0, 2 - n / dim))
     level = covariance.diagonal(dim1=-2, dim2=-1)
-    weight = share * ledoit_wolf_weight(centred) if share else torch.zeros_like(level[..., 0])
     # Rounding alone may make a covariance singular: a floor of a few units in the last place.
-    weight = weight.clamp_min(4 * dim * torch.finfo(u.dtype).eps)[..., None, None]
+    weight = max(RIDGE * min(1.0, max(0.0, 2 - n / dim)), 4 * torch.finfo(u.dtype).eps)
     diagonal = torch.diag_embed(level.clamp_min(torch.finfo(u.dtype).eps))
     covariance = (1 - weight) * covariance + weight * diagonal
     zero = u.new_zeros(*u.shape[:-2], 1)
