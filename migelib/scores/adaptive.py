@@ -145,7 +145,17 @@ class Adaptive:
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
         choice, _, model = self._select([(c,) for c in choices])
-        return AdaptiveScore(tuple(maps), choice, model)
+        zero = torch.zeros_like(samples[..., :1, :])
+        gauss = fit_gaussian(samples)
+        covariance = gauss.scales[..., 0, :, :]
+        score = AdaptiveScore(tuple(maps), choice, model, gauss.means, torch.zeros_like(covariance), zero)
+        values = score(samples)
+        # Stein's identities for affine functions, mean(s) = 0 and mean((x - mu) s^T) = -I, made exact on the samples.
+        centred = samples - gauss.means
+        identity = torch.eye(samples.shape[-1], dtype=samples.dtype, device=samples.device)
+        defect = identity + centred.mT @ values / samples.shape[-2]
+        matrix = -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance))
+        return AdaptiveScore(tuple(maps), choice, model, gauss.means, matrix, -values.mean(-2, keepdim=True))
 
     @torch.no_grad()
     def fit_pair(
@@ -254,19 +264,26 @@ class AdaptiveScore:
         Which map each batch entry chose.
     model : EllipticalMixture
         The density in its coordinates.
+    mean, matrix, offset : Tensor [*batch, 1, d], [*batch, d, d] and [*batch, 1, d]
+        Affine correction (x - mean) @ matrix + offset, with which Stein's identity holds on the samples for affine
+        functions.
     """
 
     maps: tuple
     choice: Tensor
     model: EllipticalMixture
+    mean: Tensor
+    matrix: Tensor
+    offset: Tensor
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.model.means)
-        parts = [fitted.evaluate(points, 2) for fitted in self.maps if fitted is not None]
+        parts = [fitted.evaluate(points, 2) for fitted in self.maps]
         use = self.choice[..., None, None] == 1
         u, slope, curvature = (torch.where(use, b, a) for a, b in zip(*parts, strict=True))
-        return slope * self.model.score(u) + curvature / slope
+        correction = (points - self.mean) @ self.matrix + self.offset
+        return slope * self.model.score(u) + curvature / slope + correction
 
 
 @dataclass(frozen=True)
