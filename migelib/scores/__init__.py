@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from .adaptive import Adaptive, AdaptiveScore, EllipticalMixture
-from .base import ScoreEstimator, ScoreFunction
+from .base import PairScoreEstimator, ScoreEstimator, ScoreFunction
 from .combinators import Residual, Selected, Transformed, score_divergence, score_matching_loss
 from .gaussian import AffineScore, GaussianScore
 from .kde import KDE, DensityScore
 from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
+from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
 from .ssge import SSGE, SpectralScore
 
 ESTIMATORS: dict[str, type[ScoreEstimator]] = {
     "adaptive": Adaptive,
+    "denoising": DenoisingScore,
     "gaussian": GaussianScore,
     "kde": KDE,
     "landweber": Landweber,
@@ -29,7 +31,7 @@ def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
     ----------
     estimator : ScoreEstimator, str or None
         An estimator; the name of one of `ESTIMATORS`, which then has its default settings; or None for the default,
-        the paper's `SSGE()`.
+        `Adaptive()`. The paper's is `SSGE()`.
 
     Raises
     ------
@@ -39,7 +41,7 @@ def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
         If it is neither a name nor has a method `fit`.
     """
     if estimator is None:
-        return SSGE()
+        return Adaptive()
     if isinstance(estimator, str):
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator: unknown name {estimator!r}, expected one of {', '.join(sorted(ESTIMATORS))}")
@@ -56,12 +58,17 @@ __all__ = [
     "Adaptive",
     "AdaptiveScore",
     "AffineScore",
+    "DenoisingNetwork",
+    "DenoisingScore",
+    "DenoisingState",
     "DensityScore",
     "EllipticalMixture",
     "GaussianScore",
     "KernelScore",
     "Landweber",
+    "NeuralScore",
     "NuMethod",
+    "PairScoreEstimator",
     "Residual",
     "ScoreEstimator",
     "ScoreFunction",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..transforms import Gaussianise
@@ -207,11 +208,11 @@ class Adaptive:
         n, dim = joint[0].u.shape[-2:]
         best = None
 
-        def offer(index: int, model: EllipticalMixture, extra: float) -> Tensor:
-            """Keep the model where it is better than what came before; its gain over that."""
+        def offer(index: int, model: EllipticalMixture, extra: float, mask: Tensor | bool = True) -> Tensor:
+            """Keep the model where it is better than what came before and the mask allows it; its gain over that."""
             nonlocal best
             value = model.log_density(joint[index].u).mean(-1) + joint[index].log_slope - extra / n
-            value = torch.where(torch.isfinite(value), value, -torch.inf)
+            value = torch.where(torch.isfinite(value) & mask, value, -torch.inf)
             model = _pad(model, self.components)
             here = (value, torch.full_like(value, index, dtype=torch.long), joint[index].u, joint[index].slope, model)
             gain = value if best is None else value - best[0]
@@ -222,33 +223,36 @@ class Adaptive:
         for index, model in enumerate(gaussians):
             offer(index, model, 0)
         for index, model in enumerate(gaussians):
-            if n > 2 * dim and bool((_excess_kurtosis(model, joint[index].u) > 2).any()):
+            heavy = _excess_kurtosis(model, joint[index].u) > 2
+            if n > 2 * dim and bool(heavy.any()):
                 for df in (10.0, 5.0, 3.0):
                     model = fit_student(joint[index].u, df, model, 4)
-                    offer(index, model, 1)
-        for index in sorted({0, *best[1].flatten().tolist()}):
-            self._offer_mixtures(index, joint[index].u, gaussians[index], offer)
+                    offer(index, model, 1, heavy)
+        leading = best[1]
+        for index in sorted({0, *leading.flatten().tolist()}):
+            tried = (leading == index) | (index == 0)
+            self._offer_mixtures(joint[index].u, gaussians[index], partial(offer, index), tried)
         _, choice, u, slope, model = best
         return choice, (u, slope), model
 
     def _offer_mixtures(
-        self, index: int, u: Tensor, gauss: EllipticalMixture, offer: Callable[[int, EllipticalMixture, float], Tensor]
+        self, u: Tensor, gauss: EllipticalMixture, offer: Callable[..., Tensor], active: Bool[Tensor, "*batch"]
     ) -> None:
-        """Mixtures of 2, 4, 8, ... Gaussians, while more of them help."""
+        """Mixtures of 2, 4, 8, ... Gaussians, as long as more of them help; a batch entry stops on its own."""
         n, dim = u.shape[-2:]
         floor = gauss.log_density(u).mean(-1)
         k = 2
-        while k <= self.components and n >= k * (dim + 1):
+        while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
             extra = COVARIANCE_SHARE * (k - 1) * (dim + 1 + dim * (dim + 1) / 2)
-            model = fit_mixture(u, k, min(8, self.steps))
-            promising = bool((model.log_density(u).mean(-1) - floor > 0.7 * extra / n).any())
-            if promising:
-                model = fit_mixture(u, k, max(0, self.steps - 8), model)
-                promising = bool((offer(index, model, extra) > 0).any())
-            if not promising and k > 2:
-                break
-            if not promising and dim > 8:
-                break
+            first = min(8, self.steps)
+            model = fit_mixture(u, k, first)
+            # After a few steps most of the gain is there: less than this share of the penalty will not make it.
+            helps = active & (model.log_density(u).mean(-1) - floor > 0.7 * extra / n)
+            if bool(helps.any()):
+                model = fit_mixture(u, k, self.steps - first, model)
+                helps = helps & (offer(model, extra, helps) > 0)
+            if k > 2 or dim > 8:  # in few dimensions four components may see what two do not
+                active = helps
             k *= 2
 
 
