@@ -53,9 +53,12 @@ class EllipticalMixture:
         """Per component: log density with weight, squared distance, pull P (u - mean), and weight in the t's score."""
         dim = u.shape[-1]
         centred = u[..., None, :, :] - self.means[..., :, None, :]  # [*batch, k, n, d]: k is small
-        factor = torch.linalg.cholesky(self.scales)
-        white = torch.linalg.solve_triangular(factor, centred.mT, upper=False)
-        pull = torch.linalg.solve_triangular(factor.mT, white, upper=True).mT
+        factor, failed = torch.linalg.cholesky_ex(self.scales)
+        factor = torch.where(failed[..., None, None] == 0, factor, torch.nan)  # not finite, so it is never chosen
+        identity = torch.eye(dim, dtype=u.dtype, device=u.device).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)  # then products, faster than solves
+        white = inverse @ centred.mT
+        pull = (inverse.mT @ white).mT
         squares = white.square().sum(-2)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)[..., None]
         df = self.df[..., None, None]
@@ -97,7 +100,8 @@ class Adaptive:
     1. Every coordinate is standardised, or mapped to a Gaussian through its smoothed CDF (`transforms.Gaussianise`).
     2. There a Gaussian, a Student-t or a mixture of Gaussians is fitted.
     3. Coordinates and family are those of the largest likelihood, less :math:`p / n` for p further parameters [Akaike,
-       IEEE Transactions on Automatic Control 19, 1974] and, for the maps, leaving each sample out of its own CDF.
+       IEEE Transactions on Automatic Control 19, 1974] (a mixture's count as 0.75 each) and, for the maps,
+       leaving each sample out of its own CDF.
 
     For a mutual information `fit_pair` fits one density to both variables jointly and takes the scores of the
     marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
@@ -142,21 +146,25 @@ class Adaptive:
         """
         check_samples(samples)
         check_spread(samples)
-        samples = samples.detach()
+        dtype = samples.dtype
+        samples = samples.detach().double()  # a nearly noise-free encoder has a condition number beyond float32
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
         choice, _, model = self._select([(c,) for c in choices])
         zero = torch.zeros_like(samples[..., :1, :])
         gauss = fit_gaussian(samples)
         covariance = gauss.scales[..., 0, :, :]
-        score = AdaptiveScore(tuple(maps), choice, model, gauss.means, torch.zeros_like(covariance), zero)
+        score = AdaptiveScore(
+            tuple(maps), choice, model, gauss.means, torch.zeros_like(covariance), zero, samples.dtype
+        )
         values = score(samples)
         # Stein's identities for affine functions, mean(s) = 0 and mean((x - mu) s^T) = -I, made exact on the samples.
         centred = samples - gauss.means
         identity = torch.eye(samples.shape[-1], dtype=samples.dtype, device=samples.device)
         defect = identity + centred.mT @ values / samples.shape[-2]
         matrix = -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance))
-        return AdaptiveScore(tuple(maps), choice, model, gauss.means, matrix, -values.mean(-2, keepdim=True))
+        offset = -values.mean(-2, keepdim=True)
+        return AdaptiveScore(tuple(maps), choice, model, gauss.means, matrix, offset, dtype)
 
     @torch.no_grad()
     def fit_pair(
@@ -175,7 +183,8 @@ class Adaptive:
         check_pair(x, z)
         check_spread(x, "x")
         check_spread(z, "z")
-        x, z = x.detach(), z.detach()
+        dtype = x.dtype
+        x, z = x.detach().double(), z.detach().double()
         xs = [_coordinates(fitted, x) for fitted in self._maps(x)]
         zs = [_coordinates(fitted, z) for fitted in self._maps(z)]
         _, parts, model = self._select([(a, b) for a in xs for b in zs])
@@ -187,7 +196,7 @@ class Adaptive:
             model.marginal(0, split).score(u[..., :split]),
             model.marginal(split, u.shape[-1]).score(u[..., split:]),
         ]
-        difference = (joint - torch.cat(marginals, -1)) * slope
+        difference = ((joint - torch.cat(marginals, -1)) * slope).to(dtype)
         return difference[..., :split], difference[..., split:]
 
     def _maps(self, samples: Tensor) -> list:
@@ -271,6 +280,8 @@ class AdaptiveScore:
     mean, matrix, offset : Tensor [*batch, 1, d], [*batch, d, d] and [*batch, 1, d]
         Affine correction (x - mean) @ matrix + offset, with which Stein's identity holds on the samples for affine
         functions.
+    dtype : torch.dtype
+        Of the points and of the scores; everything is computed in float64.
     """
 
     maps: tuple
@@ -279,15 +290,20 @@ class AdaptiveScore:
     mean: Tensor
     matrix: Tensor
     offset: Tensor
+    dtype: torch.dtype
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
-        check_points(points, self.model.means)
-        parts = [fitted.evaluate(points, 2) for fitted in self.maps]
-        use = self.choice[..., None, None] == 1
-        u, slope, curvature = (torch.where(use, b, a) for a, b in zip(*parts, strict=True))
+        check_points(points, self.mean.to(self.dtype))
+        points = points.double()
+        used = self.choice.unique().tolist()  # evaluating a map that no batch entry chose would double the cost
+        u, slope, curvature = self.maps[used[0]].evaluate(points, 2)
+        if len(used) > 1:
+            use = self.choice[..., None, None] == used[1]
+            other = self.maps[used[1]].evaluate(points, 2)
+            u, slope, curvature = (torch.where(use, b, a) for a, b in zip((u, slope, curvature), other, strict=True))
         correction = (points - self.mean) @ self.matrix + self.offset
-        return slope * self.model.score(u) + curvature / slope + correction
+        return (slope * self.model.score(u) + curvature / slope + correction).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -329,8 +345,8 @@ def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
     centred = u - mean
     covariance = centred.mT @ centred / n
     level = covariance.diagonal(dim1=-2, dim2=-1)
-    # Rounding alone may make a covariance singular: a floor of a few units in the last place.
-    weight = max(RIDGE * min(1.0, max(0.0, 2 - n / dim)), 4 * torch.finfo(u.dtype).eps)
+    # Rounding alone may make a covariance singular: hence a floor.
+    weight = max(RIDGE * min(1.0, max(0.0, 2 - n / dim)), 1e-10)
     diagonal = torch.diag_embed(level.clamp_min(torch.finfo(u.dtype).eps))
     covariance = (1 - weight) * covariance + weight * diagonal
     zero = u.new_zeros(*u.shape[:-2], 1)
