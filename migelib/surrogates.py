@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .scores import ScoreEstimator, as_estimator
+from .scores import PairScoreEstimator, ScoreEstimator, as_estimator
 from .validation import check_pair, check_samples, check_spread
 
 
@@ -67,7 +67,9 @@ def mutual_information_surrogate(
     x, z : Tensor [*batch, n, p] and [*batch, n, q]
         Paired samples. With batch axes the gradient is that of the sum over the entries.
     estimator : ScoreEstimator or str, optional
-        How to estimate the scores of (x, z), x and z: an estimator, its name, or None for the default.
+        How to estimate the scores of (x, z), x and z: an estimator, its name, or None for the default. One that has
+        a method `fit_pair(x, z)` returns both differences of joint and marginal score at once, from one joint model;
+        the others are fitted three times.
 
     Returns
     -------
@@ -87,6 +89,10 @@ def mutual_information_surrogate(
     check_spread(z, "z")
     if not (x.requires_grad or z.requires_grad):
         return z.new_zeros(())
+    if isinstance(estimator, PairScoreEstimator):
+        differences = estimator.fit_pair(x.detach(), z.detach())
+        parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if v.requires_grad]
+        return sum(parts, z.new_zeros(()))
     joint = torch.cat([x, z], dim=-1).detach()
     joint_score = estimator.fit(joint)(joint)
     surrogate = z.new_zeros(())

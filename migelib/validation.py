@@ -109,3 +109,22 @@ def _check_finite(tensor: Tensor, name: str) -> None:
     if not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name}: expected finite entries, got {bad} NaN or infinite of {tuple(tensor.shape)}")
+
+
+def check_kernel(kernel: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless `kernel` is one of the names in `known`."""
+    if kernel not in known:
+        raise ValueError(f"kernel: expected one of {', '.join(known)}, got {kernel!r}")
+
+
+def check_count(value: int, name: str, least: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+
+
+def check_positive_required(value: float, name: str) -> None:
+    """Raise ValueError unless `value` is a positive finite number; None is not allowed."""
+    if value is None:
+        raise ValueError(f"{name}: expected a positive number, got None")
+    check_positive(value, name)

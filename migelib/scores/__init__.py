@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from .base import ScoreEstimator, ScoreFunction
+from .adaptive import Adaptive, AdaptiveScore, EllipticalMixture
+from .base import PairScoreEstimator, ScoreEstimator, ScoreFunction
+from .combinators import Residual, Selected, Transformed, score_divergence, score_matching_loss
 from .gaussian import AffineScore, GaussianScore
+from .kde import KDE, DensityScore
+from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
+from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
 from .ssge import SSGE, SpectralScore
 
-ESTIMATORS: dict[str, type[ScoreEstimator]] = {"ssge": SSGE, "gaussian": GaussianScore}
+ESTIMATORS: dict[str, type[ScoreEstimator]] = {
+    "adaptive": Adaptive,
+    "denoising": DenoisingScore,
+    "gaussian": GaussianScore,
+    "kde": KDE,
+    "landweber": Landweber,
+    "numethod": NuMethod,
+    "ssge": SSGE,
+    "stein": Stein,
+    "tikhonov": Tikhonov,
+}
 
 
 def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
@@ -16,7 +31,7 @@ def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
     ----------
     estimator : ScoreEstimator, str or None
         An estimator; the name of one of `ESTIMATORS`, which then has its default settings; or None for the default,
-        the paper's `SSGE()`.
+        `Adaptive()`. The paper's is `SSGE()`.
 
     Raises
     ------
@@ -26,7 +41,7 @@ def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
         If it is neither a name nor has a method `fit`.
     """
     if estimator is None:
-        return SSGE()
+        return Adaptive()
     if isinstance(estimator, str):
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator: unknown name {estimator!r}, expected one of {', '.join(sorted(ESTIMATORS))}")
@@ -38,11 +53,31 @@ def as_estimator(estimator: ScoreEstimator | str | None) -> ScoreEstimator:
 
 __all__ = [
     "ESTIMATORS",
+    "KDE",
     "SSGE",
+    "Adaptive",
+    "AdaptiveScore",
     "AffineScore",
+    "DenoisingNetwork",
+    "DenoisingScore",
+    "DenoisingState",
+    "DensityScore",
+    "EllipticalMixture",
     "GaussianScore",
+    "KernelScore",
+    "Landweber",
+    "NeuralScore",
+    "NuMethod",
+    "PairScoreEstimator",
+    "Residual",
     "ScoreEstimator",
     "ScoreFunction",
+    "Selected",
     "SpectralScore",
+    "Stein",
+    "Tikhonov",
+    "Transformed",
     "as_estimator",
+    "score_divergence",
+    "score_matching_loss",
 ]

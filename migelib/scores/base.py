@@ -23,3 +23,14 @@ class ScoreEstimator(Protocol):
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> ScoreFunction:
         """Fit the score to samples [*batch, n, d]."""
         ...
+
+
+@runtime_checkable
+class PairScoreEstimator(Protocol):
+    """An estimator that treats two variables jointly; `mutual_information_surrogate` uses this where it exists."""
+
+    def fit_pair(
+        self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]
+    ) -> tuple[Float[Tensor, "*batch n p"], Float[Tensor, "*batch n q"]]:
+        """Return joint minus marginal score at the paired samples, the parts for x and for z."""
+        ...

@@ -15,10 +15,22 @@ from ..validation import check_points, check_samples, check_spread
 class GaussianScore:
     r"""Score of the Gaussian with the samples' mean and covariance, :math:`\hat s(x) = -\hat\Sigma^{-1} (x - \hat\mu)`.
 
-    The covariance is the maximum-likelihood one (divided by n), so Stein's identity
+    Without shrinkage the covariance is the maximum-likelihood one (divided by n), so Stein's identity
     :math:`\frac1n \sum_i \hat s(x_i) x_i^\top = -I` holds exactly on the samples. Exact in the limit for Gaussian data
     only; for other data it is the best affine score in the sense of score matching [Hyvarinen, JMLR 2005, sec. 3.1].
     Derived in :doc:`/book/04_score_estimation`.
+
+    Parameters
+    ----------
+    shrinkage : float or "ledoit-wolf", optional
+        Weight a in [0, 1] of the scaled identity in :math:`(1 - a) \hat\Sigma + a\, \mathrm{tr}(\hat\Sigma) / d\, I`,
+        or the one of least mean squared error [Ledoit & Wolf, J. Multivariate Analysis 88, 2004]. With a > 0, n <= d
+        works.
+
+    Raises
+    ------
+    ValueError
+        If `shrinkage` is outside its range.
 
     Examples
     --------
@@ -29,6 +41,14 @@ class GaussianScore:
     True
     """
 
+    shrinkage: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shrinkage is None or self.shrinkage == "ledoit-wolf":
+            return
+        if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
+            raise ValueError(f'shrinkage: expected a number in [0, 1], "ledoit-wolf" or None, got {self.shrinkage!r}')
+
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> AffineScore:
         """Fit the score to samples.
@@ -36,7 +56,7 @@ class GaussianScore:
         Parameters
         ----------
         samples : Tensor [*batch, n, d]
-            float32 or float64, with n > d.
+            float32 or float64; without shrinkage, n > d.
 
         Returns
         -------
@@ -48,25 +68,59 @@ class GaussianScore:
         TypeError
             If `samples` is not a floating-point tensor.
         ValueError
-            If there are fewer than two samples, an entry is not finite, all samples are equal, or their covariance is
-            singular (always so for n <= d).
+            If there are fewer than two samples, an entry is not finite, all samples are equal, or their shrunk
+            covariance is singular (without shrinkage always so for n <= d).
         """
         check_samples(samples)
         check_spread(samples)
         samples = samples.detach()
         n, dim = samples.shape[-2:]
         mean = samples.mean(-2, keepdim=True)
-        centred = samples - mean
-        covariance = centred.mT @ centred / n
+        covariance = shrunk_covariance(samples - mean, self.shrinkage)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         # A pivot at rounding level means a singular covariance that the factorisation happened to survive.
         pivots = factor.diagonal(dim1=-2, dim2=-1).square() / covariance.diagonal(dim1=-2, dim2=-1)
-        if n <= dim or bool(failed.any()) or bool((pivots < 10 * dim * torch.finfo(samples.dtype).eps).any()):
+        unshrunk = self.shrinkage is None or self.shrinkage == 0
+        if (
+            (n <= dim and unshrunk)
+            or bool(failed.any())
+            or not bool((pivots >= 10 * dim * torch.finfo(samples.dtype).eps).all())
+        ):
             raise ValueError(
-                f"samples: expected an invertible covariance, which needs n > d and no constant or linearly dependent "
-                f"coordinates, got shape {tuple(samples.shape)}"
+                f"samples: expected an invertible covariance, which needs n > d (or shrinkage) and no constant or "
+                f"linearly dependent coordinates, got shape {tuple(samples.shape)}"
             )
         return AffineScore(mean, torch.cholesky_inverse(factor))
+
+
+def shrunk_covariance(
+    centred: Float[Tensor, "*batch n d"], shrinkage: float | str | None
+) -> Float[Tensor, "*batch d d"]:
+    """Covariance of centred samples, divided by n, shrunk towards a multiple of the identity (see `GaussianScore`)."""
+    n, dim = centred.shape[-2:]
+    covariance = centred.mT @ centred / n
+    if shrinkage is None or shrinkage == 0:
+        return covariance
+    level = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+    weight = ledoit_wolf_weight(centred) if shrinkage == "ledoit-wolf" else torch.full_like(level, shrinkage)
+    identity = torch.eye(dim, dtype=centred.dtype, device=centred.device)
+    return (1 - weight)[..., None, None] * covariance + (weight * level)[..., None, None] * identity
+
+
+def ledoit_wolf_weight(centred: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
+    r"""Ledoit and Wolf's shrinkage weight for centred samples, in [0, 1].
+
+    The ratio of the covariance's sampling error, :math:`\frac1{n^2} \sum_i \|x_i x_i^\top - \hat\Sigma\|^2`, to its
+    distance from the target, :math:`\|\hat\Sigma - \mu I\|^2` [J. Multivariate Analysis 88, 2004, sec. 3].
+    """
+    n = centred.shape[-2]
+    covariance = centred.mT @ centred / n
+    total = covariance.square().sum((-2, -1))
+    level = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+    distance = (total - centred.shape[-1] * level.square()).clamp_min(0)
+    error = (centred.square().sum(-1).square().mean(-1) - total).clamp_min(0) / n
+    weight = torch.minimum(error, distance) / distance.clamp_min(torch.finfo(centred.dtype).tiny)
+    return torch.where(distance > 0, weight, torch.ones_like(weight))
 
 
 @dataclass(frozen=True)
@@ -88,3 +142,9 @@ class AffineScore:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.mean)
         return -(points - self.mean) @ self.precision
+
+    def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        r"""Divergence of the score at points [*batch, m, d]: :math:`-\mathrm{tr}\, \hat\Sigma^{-1}` everywhere."""
+        check_points(points, self.mean)
+        trace = self.precision.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        return -trace.expand(points.shape[:-1])

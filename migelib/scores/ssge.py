@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import median_distance, rbf, rbf_mean_gradient
+from ..kernels import VectorKernel, median_distance, rbf, rbf_mean_gradient
 from ..validation import check_fraction, check_points, check_positive, check_samples, check_spread
 
 
@@ -76,6 +76,24 @@ class SSGE:
             If there are fewer than two samples, an entry is not finite, all samples are equal, or `n_eigen` > n; also
             if the median distance is 0 because half of the pairs coincide and no `width` is given.
         """
+        return self._fit(samples, None)
+
+    @torch.no_grad()
+    def fit_residual(self, samples: Float[Tensor, "*batch n d"], base: Float[Tensor, "*batch n d"]) -> SpectralScore:
+        r"""Fit what a base score leaves, :math:`r = s - s_b`, from its values `base` at the samples.
+
+        Stein's identity for the residual, :math:`E[r\, \phi] = -E[\nabla\phi + s_b\, \phi]`, gives the coefficients.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`, and if `base` does not have the shape of the samples.
+        """
+        if base.shape != samples.shape:
+            raise ValueError(f"base: expected the samples' shape {tuple(samples.shape)}, got {tuple(base.shape)}")
+        return self._fit(samples, base.detach())
+
+    def _fit(self, samples: Tensor, base: Tensor | None) -> SpectralScore:
         check_samples(samples)
         check_spread(samples)
         n = samples.shape[-2]
@@ -89,7 +107,10 @@ class SSGE:
         eigenvalues, eigenvectors = torch.linalg.eigh(gram)  # ascending
         keep = self._kept(eigenvalues)
         inverse_squares = torch.where(keep, eigenvalues, torch.inf).square().reciprocal()
-        projected = eigenvectors.mT @ rbf_mean_gradient(samples, gram, width)
+        target = rbf_mean_gradient(samples, gram, width)
+        if base is not None:
+            target = target + gram @ base / n
+        projected = eigenvectors.mT @ target
         coefficients = -n * eigenvectors @ (inverse_squares[..., None] * projected)
         return SpectralScore(samples, width, coefficients, keep.sum(-1))
 
@@ -143,3 +164,8 @@ class SpectralScore:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.samples)
         return rbf(points, self.samples, self.width) @ self.coefficients
+
+    def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Divergence of the score at points [*batch, m, d], in closed form."""
+        check_points(points, self.samples)
+        return VectorKernel(points, self.samples, self.width, "rbf", False).divergence(self.coefficients)

@@ -1,0 +1,91 @@
+"""Score of a kernel density estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..kernels import squared_distances
+from ..validation import check_points, check_positive, check_samples, check_spread
+
+
+@dataclass(frozen=True)
+class KDE:
+    r"""Score of the Gaussian kernel density estimate: the mean shift :math:`(\sum_j w_j(x)\, x_j - x) / h^2`.
+
+    The weights :math:`w_j(x)` are the softmax of :math:`-\|x - x_j\|^2 / 2 h^2`. Consistent, but its error grows
+    quickly with the dimension. Derived in :doc:`/book/04_score_estimation`.
+
+    Parameters
+    ----------
+    width : float, optional
+        :math:`h` in the units of the samples; by default Scott's rule :math:`h = s\, n^{-1 / (d + 4)}` with the root
+        mean variance :math:`s^2` of the coordinates [Scott, Multivariate Density Estimation, 1992, ch. 6].
+
+    Raises
+    ------
+    ValueError
+        If `width` is outside its range.
+    """
+
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self.width, "width")
+
+    @torch.no_grad()
+    def fit(self, samples: Float[Tensor, "*batch n d"]) -> DensityScore:
+        """Fit the score to samples [*batch, n, d].
+
+        Raises
+        ------
+        TypeError
+            If `samples` is not a floating-point tensor.
+        ValueError
+            If there are fewer than two samples, an entry is not finite, or all samples are equal.
+        """
+        check_samples(samples)
+        check_spread(samples)
+        samples = samples.detach().clone()
+        n, dim = samples.shape[-2:]
+        if self.width is None:
+            width = samples.var(-2).mean(-1).sqrt() * n ** (-1 / (dim + 4))
+        else:
+            width = samples.new_full(samples.shape[:-2], self.width)
+        return DensityScore(samples, width)
+
+
+@dataclass(frozen=True)
+class DensityScore:
+    """The function that `KDE.fit` returns.
+
+    Attributes
+    ----------
+    samples : Tensor [*batch, n, d]
+        The kernel's centres.
+    width : Tensor [*batch]
+        Bandwidth h.
+    """
+
+    samples: Float[Tensor, "*batch n d"]
+    width: Float[Tensor, "*batch"]
+
+    def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
+        """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
+        weights = self._weights(points)
+        return (weights @ self.samples - points) / self.width[..., None, None].square()
+
+    def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Divergence of the score at points [*batch, m, d], in closed form."""
+        weights = self._weights(points)
+        centred = self.samples - self.samples.mean(-2, keepdim=True)  # a variance: keep its digits
+        variance = (weights @ centred.square().sum(-1, keepdim=True))[..., 0] - (weights @ centred).square().sum(-1)
+        h2 = self.width[..., None].square()
+        return (variance / h2 - points.shape[-1]) / h2
+
+    def _weights(self, points: Tensor) -> Tensor:
+        check_points(points, self.samples)
+        return torch.softmax(-squared_distances(points, self.samples) / (2 * self.width[..., None, None] ** 2), dim=-1)

@@ -1,0 +1,379 @@
+r"""Kernel score estimators as spectral filters: Stein, Tikhonov, Landweber and the nu-method.
+
+All solve :math:`\hat L \hat s = -\hat\zeta` in a reproducing-kernel space, where
+:math:`\hat L g = \frac1n \sum_j K(\cdot, x_j)\, g(x_j)` and
+:math:`\hat\zeta = \frac1n \sum_j \mathrm{div}_{x_j} K(x_j, \cdot)` come from Stein's identity, and
+differ in the filter :math:`g_\lambda` that replaces the inverse of :math:`\hat L`,
+:math:`\hat s = -g_\lambda(\hat L)\, \hat\zeta` [Zhou, Shi & Zhu, ICML 2020, sec. 3].
+Derived in :doc:`/book/04_score_estimation`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..kernels import RADIAL_KERNELS, VectorKernel, median_distance
+from ..validation import (
+    check_count,
+    check_kernel,
+    check_points,
+    check_positive,
+    check_positive_required,
+    check_samples,
+    check_spread,
+)
+
+
+def kernel_width(samples: Float[Tensor, "*batch n d"], width: float | None) -> Float[Tensor, "*batch"]:
+    """The given width, or the median distance; ValueError where that is 0."""
+    if width is not None:
+        return samples.new_full(samples.shape[:-2], width)
+    found = median_distance(samples)
+    if bool((found == 0).any()):
+        raise ValueError(
+            f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
+            "is 0 and no kernel width; pass width=..."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class KernelScore:
+    r"""What the kernel estimators' `fit` returns: :math:`\hat s(x) = a\, \hat\zeta(x) + \sum_j K(x, x_j)\, c_j`.
+
+    Attributes
+    ----------
+    samples : Tensor [*batch, n, d]
+        The points :math:`x_j`.
+    width : Tensor [*batch]
+        Kernel width.
+    coefficients : Tensor [*batch, n, d]
+        The vectors :math:`c_j`.
+    stein_weight : float
+        :math:`a`; 0 where the estimate lies in the span of the kernel's columns.
+    kernel : str
+        "rbf" or "imq".
+    curl_free : bool
+        Whether the kernel is curl-free rather than diagonal.
+    """
+
+    samples: Float[Tensor, "*batch n d"]
+    width: Float[Tensor, "*batch"]
+    coefficients: Float[Tensor, "*batch n d"]
+    stein_weight: float
+    kernel: str
+    curl_free: bool
+
+    def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
+        """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
+        kernel = self._at(points)
+        value = kernel.apply(self.coefficients)
+        return value + self.stein_weight * kernel.stein() if self.stein_weight else value
+
+    def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Divergence of the score at points [*batch, m, d], in closed form."""
+        kernel = self._at(points)
+        value = kernel.divergence(self.coefficients)
+        return value + self.stein_weight * kernel.stein_divergence() if self.stein_weight else value
+
+    def _at(self, points: Tensor) -> VectorKernel:
+        check_points(points, self.samples)
+        return VectorKernel(points, self.samples, self.width, self.kernel, self.curl_free)
+
+
+class KernelEstimator:
+    """What the kernel estimators share: argument checks, width, and the residual form. Subclasses give `_solve`."""
+
+    kernel: str
+    width: float | None
+    curl_free: bool = False
+
+    def __post_init__(self) -> None:
+        check_kernel(self.kernel, RADIAL_KERNELS)
+        check_positive(self.width, "width")
+
+    @torch.no_grad()
+    def fit(self, samples: Float[Tensor, "*batch n d"]) -> KernelScore:
+        """Fit the score to samples.
+
+        Parameters
+        ----------
+        samples : Tensor [*batch, n, d]
+            float32 or float64; every batch entry is a problem of its own.
+
+        Returns
+        -------
+        KernelScore
+            The function points [*batch, m, d] -> score [*batch, m, d], with a closed-form `divergence`.
+
+        Raises
+        ------
+        TypeError
+            If `samples` is not a floating-point tensor.
+        ValueError
+            If there are fewer than two samples, an entry is not finite or all samples are equal; also if the median
+            distance is 0 because half of the pairs coincide and no `width` is given.
+        """
+        return self._fit(samples, None)
+
+    @torch.no_grad()
+    def fit_residual(self, samples: Float[Tensor, "*batch n d"], base: Float[Tensor, "*batch n d"]) -> KernelScore:
+        r"""Fit what a base score leaves, :math:`r = s - s_b`, from its values `base` at the samples.
+
+        Stein's identity for the residual, :math:`E[r\, \phi] = -E[\nabla\phi + s_b\, \phi]`, replaces
+        :math:`\hat\zeta` by :math:`\hat\zeta + \hat L s_b`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`, and if `base` does not have the shape of the samples.
+        """
+        if base.shape != samples.shape:
+            raise ValueError(f"base: expected the samples' shape {tuple(samples.shape)}, got {tuple(base.shape)}")
+        return self._fit(samples, base.detach())
+
+    def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
+        check_samples(samples)
+        check_spread(samples)
+        samples = samples.detach().clone()
+        n = samples.shape[-2]
+        width = kernel_width(samples, self.width)
+        kernel = VectorKernel(samples, samples, width, self.kernel, self.curl_free)
+        target = kernel.stein()
+        if base is not None:
+            target = target + kernel.apply(base) / n
+        weight, coefficients = self._solve(kernel, target)
+        if base is not None:
+            coefficients = coefficients + weight / n * base
+        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free)
+
+    def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
+        """Weight a and coefficients c with -g(L) zeta = a zeta + sum_j K(., x_j) c_j, from zeta's values."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Stein(KernelEstimator):
+    r"""Stein gradient estimator, :math:`\hat s(X) = -(K + \eta I)^{-1}\, n\, \hat\zeta(X)` at the samples.
+
+    [Li & Turner, ICLR 2018.] In the reproducing-kernel view it is Tikhonov regularisation restricted to the
+    span of :math:`K(\cdot, x_j)`, with :math:`\eta = n \lambda`: at the samples it equals `Tikhonov`. New points
+    get the Nystrom extension :math:`\hat s(x) = K(x, X) K^{+} \hat s(X)`; eigenvalues at rounding level are dropped.
+    Derived in :doc:`/book/04_score_estimation`.
+
+    Parameters
+    ----------
+    ridge : float
+        :math:`\eta / n`, positive.
+    kernel : str
+        "rbf" or "imq".
+    width : float, optional
+        Kernel width in the units of the samples; by default the median of all pairwise distances.
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    >>> Stein().fit(x)(x).shape
+    torch.Size([500, 2])
+    """
+
+    ridge: float = 1e-3
+    kernel: str = "rbf"
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_required(self.ridge, "ridge")
+
+    def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
+        n = target.shape[-2]
+        eigenvalues, vectors = torch.linalg.eigh(kernel.f[0])
+        # Squared at the end of the extension: eigenvalues at rounding level would drown the rest.
+        resolved = eigenvalues > n * torch.finfo(target.dtype).eps * eigenvalues[..., -1:]
+        gain = torch.where(resolved, n / (eigenvalues * (eigenvalues + n * self.ridge)), 0)
+        return 0.0, -vectors @ (gain[..., None] * (vectors.mT @ target))
+
+
+@dataclass(frozen=True)
+class Tikhonov(KernelEstimator):
+    r"""Tikhonov-regularised score, :math:`\hat s = -(\hat L + \lambda I)^{-1} \hat\zeta`.
+
+    [Zhou, Shi & Zhu, ICML 2020, sec. 3.] With the curl-free kernel it is the kernel exponential family
+    estimator [Sriperumbudur et al., JMLR 2017]. By the push-through identity
+    :math:`\hat s(x) = \frac1\lambda [K(x, X) (K + n \lambda I)^{-1} \hat\zeta(X) - \hat\zeta(x)]`. The diagonal kernel
+    needs one n x n Cholesky factor, the curl-free one conjugate gradients.
+    Derived in :doc:`/book/04_score_estimation`.
+
+    Parameters
+    ----------
+    ridge : float
+        :math:`\lambda`, positive.
+    kernel : str
+        "rbf" or "imq".
+    curl_free : bool
+        Curl-free instead of diagonal kernel.
+    width : float, optional
+        Kernel width in the units of the samples; by default the median of all pairwise distances.
+    tolerance : float
+        Relative residual at which conjugate gradients stop, in (0, 1).
+    max_steps : int
+        Most steps of conjugate gradients.
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside its range.
+    """
+
+    ridge: float = 1e-3
+    kernel: str = "rbf"
+    curl_free: bool = False
+    width: float | None = None
+    tolerance: float = 1e-5
+    max_steps: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_required(self.ridge, "ridge")
+        check_positive_required(self.tolerance, "tolerance")
+        check_count(self.max_steps, "max_steps")
+
+    def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
+        n = target.shape[-2]
+        if kernel.curl_free:
+            solution = _conjugate_gradients(
+                lambda c: kernel.apply(c) + n * self.ridge * c, target, self.tolerance, self.max_steps
+            )
+        else:
+            damped = kernel.f[0] + n * self.ridge * torch.eye(n, dtype=target.dtype, device=target.device)
+            solution = torch.cholesky_solve(target, torch.linalg.cholesky(damped))
+        return -1 / self.ridge, solution / self.ridge
+
+
+@dataclass(frozen=True)
+class Landweber(KernelEstimator):
+    r"""Landweber iteration, :math:`\hat s_{t+1} = \hat s_t - (\hat\zeta + \hat L \hat s_t)` from :math:`\hat s_0 = 0`.
+
+    Early stopping regularises: t steps act like a ridge of 1 / t [Zhou, Shi & Zhu, ICML 2020, sec. 3]. The step
+    size 1 is safe, as the eigenvalues of :math:`\hat L` lie in [0, 1].
+    Derived in :doc:`/book/04_score_estimation`.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps t.
+    kernel : str
+        "rbf" or "imq".
+    curl_free : bool
+        Curl-free instead of diagonal kernel.
+    width : float, optional
+        Kernel width in the units of the samples; by default the median of all pairwise distances.
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside its range.
+    """
+
+    steps: int = 300
+    kernel: str = "rbf"
+    curl_free: bool = False
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.steps, "steps")
+
+    def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
+        n, weight, c = target.shape[-2], 0.0, torch.zeros_like(target)
+        for _ in range(self.steps):
+            c = c - (weight * target + kernel.apply(c)) / n
+            weight -= 1.0
+        return weight, c
+
+
+@dataclass(frozen=True)
+class NuMethod(KernelEstimator):
+    r"""The :math:`\nu`-method, an accelerated Landweber iteration: t steps act like a ridge of :math:`1 / t^2`.
+
+    [Zhou, Shi & Zhu, ICML 2020, sec. 3; Engl, Hanke & Neubauer, 1996, sec. 6.3.]
+    Derived in :doc:`/book/04_score_estimation`.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps t.
+    nu : float
+        :math:`\nu > 0`, the qualification of the method.
+    kernel : str
+        "rbf" or "imq".
+    curl_free : bool
+        Curl-free instead of diagonal kernel.
+    width : float, optional
+        Kernel width in the units of the samples; by default the median of all pairwise distances.
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside its range.
+    """
+
+    steps: int = 20
+    nu: float = 1.0
+    kernel: str = "rbf"
+    curl_free: bool = False
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.steps, "steps")
+        check_positive_required(self.nu, "nu")
+
+    def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
+        n, nu = target.shape[-2], self.nu
+        weight, c = 0.0, torch.zeros_like(target)
+        previous_weight, previous_c = weight, c
+        for t in range(1, self.steps + 1):
+            momentum = 0.0  # at t = 1 there is no earlier step
+            if t > 1:
+                momentum = (t - 1) * (2 * t - 3) * (2 * t + 2 * nu - 1)
+                momentum /= (t + 2 * nu - 1) * (2 * t + 4 * nu - 1) * (2 * t + 2 * nu - 3)
+            step = 4 * (2 * t + 2 * nu - 1) * (t + nu - 1) / ((t + 2 * nu - 1) * (2 * t + 4 * nu - 1))
+            new_c = c + momentum * (c - previous_c) - step / n * (weight * target + kernel.apply(c))
+            new_weight = weight + momentum * (weight - previous_weight) - step
+            (previous_weight, previous_c), (weight, c) = (weight, c), (new_weight, new_c)
+        return weight, c
+
+
+def _conjugate_gradients(operator, target: Tensor, tolerance: float, max_steps: int) -> Tensor:
+    """Solve operator(c) = target for every batch entry at once; finished entries stay as they are."""
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((-2, -1), keepdim=True)
+
+    c, residual = torch.zeros_like(target), target.clone()
+    direction, norm = residual, dot(residual, residual)
+    goal = tolerance**2 * norm
+    for _ in range(max_steps):
+        active = norm > goal
+        if not bool(active.any()):
+            break
+        image = operator(direction)
+        step = torch.where(active, norm / dot(direction, image).clamp_min(torch.finfo(target.dtype).tiny), 0)
+        c, residual = c + step * direction, residual - step * image
+        new_norm = dot(residual, residual)
+        direction = (
+            residual + torch.where(active, new_norm / norm.clamp_min(torch.finfo(target.dtype).tiny), 0) * direction
+        )
+        norm = torch.where(active, new_norm, norm)
+    return c
