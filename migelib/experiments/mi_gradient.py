@@ -33,8 +33,8 @@ class Config:
         Numbers of coordinates p and q of x and z; the source u has p coordinates too.
     noise : float
         Standard deviation of the noise of x and of z, beside a signal of about unit variance.
-    n : int
-        Samples a gradient.
+    n, large_n : int
+        Samples a gradient, and samples for the check that the errors vanish.
     repeats : int
         Pairs of matrices, drawn anew for each gradient, that one seed averages the errors of.
     noise_levels : tuple of float
@@ -46,6 +46,7 @@ class Config:
     z_dim: int = 3
     noise: float = 0.5
     n: int = 256
+    large_n: int = 100_000
     repeats: int = 4
     noise_levels: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
 
@@ -59,6 +60,7 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
     for case in ("only-z", "only-x", "both"):
         errors = _errors(config, case, config.noise, config.noise, seed, device)
         quantities |= {f"{method}/{case}/{metric}": value for (method, metric), value in errors.items()}
+        quantities[f"exact/{case}-large-n/relative_error"] = _large_sample_error(config, case, seed, device)
     errors = _errors(config, "noise-free", 0.0, 0.0, seed, device)
     quantities |= {f"{method}/noise-free/{metric}": value for (method, metric), value in errors.items()}
 
@@ -75,7 +77,7 @@ def _errors(
     for repeat in range(config.repeats):
         generator = stream(seed, "linear pair", repeat)
         task, (b, a) = linear_pair(config, x_noise, z_noise, generator, device)
-        parameters = {"only-z": [a], "only-x": [b], "both": [a, b], "noise-free": [a]}[case]
+        parameters = {"only-z": [a], "only-x": [b], "both": [b, a], "noise-free": [a]}[case]
         x, z = task.sample(config.n, generator)
         if case == "noise-free":  # the information is infinite; its gradient is that of H(z) alone
             truth = flat_gradient(task.entropies()[1], parameters)
@@ -96,6 +98,16 @@ def _errors(
             values[method, "relative_error"].append(float((gradient - truth).norm() / truth.norm()))
             values[method, "cosine"].append(float(torch.nn.functional.cosine_similarity(gradient, truth, dim=0)))
     return {name: float(np.mean(value)) for name, value in values.items()}
+
+
+def _large_sample_error(config: Config, case: str, seed: int, device: torch.device) -> float:
+    """Relative error with the true scores and many samples: a wrong factor in the identity would show here."""
+    generator = stream(seed, "large sample", case)
+    task, (b, a) = linear_pair(config, config.noise, config.noise, generator, device)
+    parameters = {"only-z": [a], "only-x": [b], "both": [b, a]}[case]
+    truth = flat_gradient(task.mutual_information(), parameters)
+    estimate = flat_gradient(exact_score_surrogate(task, *task.sample(config.large_n, generator)), parameters)
+    return float((estimate - truth).norm() / truth.norm())
 
 
 def linear_pair(

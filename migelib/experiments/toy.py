@@ -75,7 +75,7 @@ class Config:
 
 
 PROFILES = {
-    "quick": Config(seeds=5, bound_dims=(8,), bound_points=6, hidden=256),
+    "quick": Config(seeds=8, bound_dims=(8,), bound_points=4, hidden=192),
     "full": Config(seeds=5),
 }
 
