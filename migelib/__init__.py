@@ -1,4 +1,4 @@
-"""Gradients of entropy and mutual information from samples, by score estimation."""
+"""Gradients of entropy, mutual information and kindred measures from samples, by score estimation."""
 
 from .scores import (
     KDE,
@@ -14,7 +14,14 @@ from .scores import (
     Tikhonov,
     Transformed,
 )
-from .surrogates import entropy_surrogate, mutual_information_surrogate
+from .surrogates import (
+    conditional_entropy_surrogate,
+    conditional_mutual_information_surrogate,
+    entropy_surrogate,
+    kl_surrogate,
+    mutual_information_surrogate,
+    total_correlation_surrogate,
+)
 
 __version__ = "0.1.0"
 
@@ -31,6 +38,10 @@ __all__ = [
     "Stein",
     "Tikhonov",
     "Transformed",
+    "conditional_entropy_surrogate",
+    "conditional_mutual_information_surrogate",
     "entropy_surrogate",
+    "kl_surrogate",
     "mutual_information_surrogate",
+    "total_correlation_surrogate",
 ]

@@ -7,12 +7,14 @@ with the estimated score :math:`s_i` held fixed, so that back-propagation gives
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .scores import PairScoreEstimator, ScoreEstimator, as_estimator
-from .validation import check_pair, check_samples, check_spread
+from .validation import check_log_prob, check_pair, check_samples, check_spread
 
 
 def entropy_surrogate(
@@ -87,20 +89,213 @@ def mutual_information_surrogate(
     check_pair(x, z)
     check_spread(x, "x")
     check_spread(z, "z")
+    return _information(estimator, x, z)
+
+
+def conditional_entropy_surrogate(
+    z: Float[Tensor, "*batch n q"],
+    given: Float[Tensor, "*batch n r"],
+    estimator: ScoreEstimator | str | None = None,
+) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient estimates that of the conditional entropy :math:`H(z \mid w)` of z given w, in nats.
+
+    :math:`\nabla H(z \mid w) = \nabla H(z, w) - \nabla H(w)`, each by EGE [Wen et al., Knowledge-Based Systems 224,
+    2021]. Gradients flow through both arguments where they require them.
+    Derived in :doc:`/book/10_beyond`.
+
+    Parameters
+    ----------
+    z, given : Tensor [*batch, n, q] and [*batch, n, r]
+        Paired samples of z and w. With batch axes the gradient is that of the sum over the entries.
+    estimator : ScoreEstimator or str, optional
+        How to estimate the scores: an estimator, its name, or None for the default. One that has a method `fit_pair`
+        is used for :math:`H(z) - I(z; w)`, which is the same and leaves it to fit z and w in their own coordinates.
+
+    Returns
+    -------
+    Tensor []
+        Only its gradient means anything: do not log its value as an entropy. Zero, without a gradient, where neither
+        argument requires one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `z` or `given` is not a finite floating-point tensor of at least two differing samples, if their batch axes,
+        numbers of samples, types or devices differ, or the estimator is unknown.
+    """
+    estimator = as_estimator(estimator)
+    check_pair(z, given, "z", "given")
+    check_spread(z, "z")
+    check_spread(given, "given")
+    if isinstance(estimator, PairScoreEstimator):
+        return _entropy(estimator, z) - _information(estimator, z, given)
+    return _entropy(estimator, z, given) - _entropy(estimator, given)
+
+
+def conditional_mutual_information_surrogate(
+    x: Float[Tensor, "*batch n p"],
+    z: Float[Tensor, "*batch n q"],
+    given: Float[Tensor, "*batch n r"],
+    estimator: ScoreEstimator | str | None = None,
+) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient estimates that of the conditional mutual information :math:`I(x; z \mid w)`, in nats.
+
+    :math:`I(x; z \mid w) = H(x, w) + H(z, w) - H(x, z, w) - H(w)`, each by EGE, or by the chain rule
+    :math:`I(x; z \mid w) = I(x; (z, w)) - I(x; w)` [Cover & Thomas, Elements of Information Theory, 2006, sec. 2.5].
+    A term that depends on no parameter is not computed. Gradients flow through every argument that requires them.
+    Derived in :doc:`/book/10_beyond`.
+
+    Parameters
+    ----------
+    x, z, given : Tensor [*batch, n, p], [*batch, n, q] and [*batch, n, r]
+        Paired samples of x, z and w. With batch axes the gradient is that of the sum over the entries.
+    estimator : ScoreEstimator or str, optional
+        How to estimate the scores: an estimator, its name, or None for the default. One that has a method `fit_pair`
+        is used for the chain rule; the others are fitted to the four sets of variables.
+
+    Returns
+    -------
+    Tensor []
+        Only its gradient means anything: do not log its value as an information. Zero, without a gradient, where no
+        argument requires one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not a finite floating-point tensor of at least two differing samples, if their batch axes,
+        numbers of samples, types or devices differ, or the estimator is unknown.
+    """
+    estimator = as_estimator(estimator)
+    check_pair(x, z)
+    check_pair(x, given, "x", "given")
+    for variable, name in ((x, "x"), (z, "z"), (given, "given")):
+        check_spread(variable, name)
+    if isinstance(estimator, PairScoreEstimator):
+        if x.requires_grad and not z.requires_grad:
+            x, z = z, x  # then I(x; w) depends on no parameter of x
+        return _information(estimator, x, torch.cat([z, given], dim=-1)) - _information(estimator, x, given)
+    return (
+        _entropy(estimator, x, given)
+        + _entropy(estimator, z, given)
+        - _entropy(estimator, x, z, given)
+        - _entropy(estimator, given)
+    )
+
+
+def total_correlation_surrogate(
+    z: Float[Tensor, "*batch n d"], estimator: ScoreEstimator | str | None = None
+) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient estimates that of the total correlation :math:`\sum_i H(z_i) - H(z)`, in nats.
+
+    It is zero exactly where the coordinates are independent [Watanabe, IBM Journal of Research and Development 4,
+    1960]. Minimise it by ``loss = task_loss + beta * total_correlation_surrogate(z)``.
+    Derived in :doc:`/book/10_beyond`.
+
+    Parameters
+    ----------
+    z : Tensor [*batch, n, d]
+        Reparameterised samples, d >= 2. With batch axes the gradient is that of the sum over the entries.
+    estimator : ScoreEstimator or str, optional
+        How to estimate the scores: an estimator, its name, or None for the default. One that has a method `fit_pair`
+        is used for the d - 1 mutual informations of halves, halves of halves and so on, whose sum is the same; the
+        others are fitted to z and, in one batch, to its coordinates.
+
+    Returns
+    -------
+    Tensor []
+        Only its gradient means anything: do not log its value as an information. Zero, without a gradient, where `z`
+        requires none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `z` is not a finite floating-point tensor of at least two samples, has one coordinate only or a constant
+        one, or the estimator is unknown.
+    """
+    estimator = as_estimator(estimator)
+    check_samples(z, "z")
+    if z.shape[-1] < 2:
+        raise ValueError(f"z: expected at least two coordinates, got shape {tuple(z.shape)}")
+    coordinates = z.mT[..., None]  # [*batch, d, n, 1]: a batch of one-dimensional samples
+    check_spread(coordinates, "z, a coordinate")
+    if isinstance(estimator, PairScoreEstimator):
+        return _information_of_halves(estimator, z)
+    return _entropy(estimator, coordinates) - _entropy(estimator, z)
+
+
+def kl_surrogate(
+    z: Float[Tensor, "*batch n d"],
+    log_prob: Callable[[Float[Tensor, "*batch n d"]], Float[Tensor, "*batch n"]],
+    estimator: ScoreEstimator | str | None = None,
+) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient estimates that of :math:`\mathrm{KL}(q(z) \,\|\, p)`, in nats, for an unnormalised p.
+
+    :math:`\nabla \mathrm{KL} = -\nabla H(z) - \nabla E \ln p(z)`: the entropy's by EGE [Wen et al., Knowledge-Based
+    Systems 224, 2021], the other as it stands. The constant of p drops out.
+    Derived in :doc:`/book/10_beyond`.
+
+    Parameters
+    ----------
+    z : Tensor [*batch, n, d]
+        Reparameterised samples of q. With batch axes the gradient is that of the sum over the entries.
+    log_prob : callable
+        Differentiable function of points [*batch, n, d] that returns :math:`\ln p` up to a constant, [*batch, n]. If
+        it has parameters that require a gradient they get that of :math:`-E \ln p(z)`, which is that of the divergence
+        only where p is normalised.
+    estimator : ScoreEstimator or str, optional
+        How to estimate the score of z: an estimator, its name, or None for the default.
+
+    Returns
+    -------
+    Tensor []
+        Only its gradient means anything: do not log its value as a divergence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `z` is not a finite floating-point tensor of at least two differing samples, `log_prob` is not callable or
+        does not return a finite floating-point tensor [*batch, n], or the estimator is unknown.
+    """
+    estimator = as_estimator(estimator)
+    check_samples(z, "z")
+    check_spread(z, "z")
+    if not callable(log_prob):
+        raise TypeError(f"log_prob: expected a function of points [*batch, n, d], got {type(log_prob).__name__}")
+    log_p = log_prob(z)
+    check_log_prob(log_p, z)
+    return -_entropy(estimator, z) - log_p.mean(-1).sum()
+
+
+def _entropy(estimator: ScoreEstimator, *variables: Float[Tensor, "*batch n _"]) -> Float[Tensor, ""]:
+    """EGE surrogate of the variables' joint entropy; zero, and no score fitted, where none requires a gradient."""
+    z = torch.cat(variables, dim=-1)
+    if not z.requires_grad:
+        return z.new_zeros(())
+    fixed = z.detach()
+    return _contract(-estimator.fit(fixed)(fixed), z)
+
+
+def _information(
+    estimator: ScoreEstimator, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]
+) -> Float[Tensor, ""]:
+    """MIGE surrogate of I(x; z); zero, and no score fitted, where neither requires a gradient."""
     if not (x.requires_grad or z.requires_grad):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
         differences = estimator.fit_pair(x.detach(), z.detach())
         parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if v.requires_grad]
         return sum(parts, z.new_zeros(()))
-    joint = torch.cat([x, z], dim=-1).detach()
-    joint_score = estimator.fit(joint)(joint)
-    surrogate = z.new_zeros(())
-    for variable, part in zip((x, z), joint_score.split([x.shape[-1], z.shape[-1]], dim=-1), strict=True):
-        if variable.requires_grad:
-            fixed = variable.detach()
-            surrogate = surrogate + _contract(part - estimator.fit(fixed)(fixed), variable)
-    return surrogate
+    return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)
+
+
+def _information_of_halves(estimator: PairScoreEstimator, z: Float[Tensor, "*batch n d"]) -> Float[Tensor, ""]:
+    """Surrogate of the total correlation: I of the two halves of the coordinates, and so on within each half."""
+    dim = z.shape[-1]
+    if dim == 1:
+        return z.new_zeros(())
+    first, second = z.split([dim // 2, dim - dim // 2], dim=-1)
+    within = _information_of_halves(estimator, first) + _information_of_halves(estimator, second)
+    return _information(estimator, first, second) + within
 
 
 def _contract(score: Float[Tensor, "*batch n d"], z: Float[Tensor, "*batch n d"]) -> Float[Tensor, ""]:

@@ -88,6 +88,28 @@ def check_pair(x: Tensor, z: Tensor, x_name: str = "x", z_name: str = "z") -> No
         raise TypeError(f"{x_name} and {z_name}: expected one dtype, got {x.dtype} and {z.dtype}")
 
 
+def check_log_prob(log_prob: Tensor, points: Tensor) -> None:
+    """Raise unless `log_prob` is finite, floating-point, and one number for each of the `points` [*batch, n, d].
+
+    Raises
+    ------
+    TypeError
+        If it is not a tensor, or not of a real floating-point type.
+    ValueError
+        If its shape is not [*batch, n], or an entry is not finite.
+    """
+    if not isinstance(log_prob, Tensor):
+        raise TypeError(f"log_prob: expected it to return a torch.Tensor [*batch, n], got {type(log_prob).__name__}")
+    if not log_prob.is_floating_point():
+        raise TypeError(f"log_prob: expected it to return a floating-point tensor, got {log_prob.dtype}")
+    if log_prob.shape != points.shape[:-1]:
+        raise ValueError(
+            f"log_prob: expected it to return shape {tuple(points.shape[:-1])} at points of shape "
+            f"{tuple(points.shape)}, got shape {tuple(log_prob.shape)}"
+        )
+    _check_finite(log_prob, "log_prob's return value")
+
+
 def check_positive(value: float | int | None, name: str) -> None:
     """Raise ValueError unless `value` is None or a positive finite number."""
     if value is not None and not 0 < value < float("inf"):

@@ -27,7 +27,7 @@ class ScoreEstimator(Protocol):
 
 @runtime_checkable
 class PairScoreEstimator(Protocol):
-    """An estimator that treats two variables jointly; `mutual_information_surrogate` uses this where it exists."""
+    """An estimator that treats two variables jointly; surrogates of informations use this where it exists."""
 
     def fit_pair(
         self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]
