@@ -1,8 +1,10 @@
 """The experiment of the chapter on score estimators: its filters are the estimators', its errors what they say."""
 
+import numpy as np
 import pytest
 import torch
 
+from migelib import records
 from migelib.experiments import score_estimators
 from migelib.kernels import VectorKernel, median_distance, rbf
 
@@ -38,6 +40,21 @@ def test_gradient_error_is_that_of_the_surrogate(drawn):
     measured = score_estimators.errors(density.score, density, samples, samples)
     assert measured["gradient_error"] == pytest.approx(expected, rel=1e-9)
     assert measured["score_error"] == measured["fresh_error"] == 0
+
+
+def test_table_marks_the_best_estimate():
+    values = {"exact": 0.1, "a": 0.301, "b": 0.302, "c": 0.4}
+    names = {method: f"{method}/t-d2/score_error" for method in values}
+    quantities = {names[m]: records.Quantity.from_seeds(np.array([v, v]), "1") for m, v in values.items()}
+    quantities["c/u-d2/score_error"] = quantities[names["c"]]
+    record = records.Record("x", "full", {}, {}, quantities)
+    lines = score_estimators.table(record, "score_error", ["t-d2", "u-d2"]).splitlines()
+    assert lines[2:] == [
+        "| exact | 0.10 | – |",
+        "| a | **0.30** | – |",
+        "| b | **0.30** | – |",
+        "| c | 0.40 | **0.40** |",
+    ]
 
 
 def test_an_unknown_family_is_refused():

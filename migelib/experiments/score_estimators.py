@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from ..kernels import median_distance, rbf
+from ..records import MarkdownTable, Record
 from ..scores import KDE, SSGE, DenoisingScore, GaussianScore, Landweber, NuMethod, ScoreEstimator, Stein, Tikhonov
 from ..scores.kernel import nu_coefficients
 from ..surrogates import mutual_information_surrogate
@@ -205,6 +206,24 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
         for method, value in _toy(config, dim, stream(seed, "toy", dim), device).items():
             quantities[f"{method}/toy-d{dim}/gradient_error"] = value
     return quantities, {name: np.array(curve, dtype=np.float32) for name, curve in curves.items()}
+
+
+def table(record: Record, metric: str, settings: list[str]) -> MarkdownTable:
+    """Table of means over the seeds, a row for each estimator and a column for each setting.
+
+    The best entry of a column is bold, with all that read the same; the exact score's row is not ranked.
+    """
+    methods = {name.split("/")[0] for name in record.quantities if name.endswith(f"/{metric}")}
+    methods = sorted(methods, key=lambda method: (method != "exact", method))
+    rows = [["", *settings], ["---"] * (len(settings) + 1), *([method] for method in methods)]
+    for setting in settings:
+        names = {method: f"{method}/{setting}/{metric}" for method in methods}
+        texts = {method: f"{record[name].mean:.2f}" for method, name in names.items() if name in record.quantities}
+        best = min((text for method, text in texts.items() if method != "exact"), key=float)
+        for row, method in zip(rows[2:], methods, strict=True):
+            text = texts.get(method, "–")
+            row.append(f"**{text}**" if text == best and method != "exact" else text)
+    return MarkdownTable("\n".join("| " + " | ".join(row) + " |" for row in rows))
 
 
 def errors(score, density: LinearMap, samples: Float[Tensor, "n d"], fresh: Float[Tensor, "m d"]) -> dict[str, float]:
