@@ -48,7 +48,7 @@ def test_table_marks_the_best_estimate():
     quantities = {names[m]: records.Quantity.from_seeds(np.array([v, v]), "1") for m, v in values.items()}
     quantities["c/u-d2/score_error"] = quantities[names["c"]]
     record = records.Record("x", "full", {}, {}, quantities)
-    lines = score_estimators.table(record, "score_error", ["t-d2", "u-d2"]).splitlines()
+    lines = score_estimators.table(record, {"t": "t-d2/score_error", "u": "u-d2/score_error"}).splitlines()
     assert lines[2:] == [
         "| exact | 0.10 | – |",
         "| a | **0.30** | – |",

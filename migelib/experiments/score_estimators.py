@@ -208,16 +208,23 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
     return quantities, {name: np.array(curve, dtype=np.float32) for name, curve in curves.items()}
 
 
-def table(record: Record, metric: str, settings: list[str]) -> MarkdownTable:
-    """Table of means over the seeds, a row for each estimator and a column for each setting.
+def table(record: Record, columns: dict[str, str]) -> MarkdownTable:
+    """Table of means over the seeds, a row for each estimator.
 
     The best entry of a column is bold, with all that read the same; the exact score's row is not ranked.
+
+    Parameters
+    ----------
+    record : Record
+        A run of this experiment.
+    columns : dict
+        Column title -> <setting>/<metric>.
     """
-    methods = {name.split("/")[0] for name in record.quantities if name.endswith(f"/{metric}")}
+    methods = {name.split("/", 1)[0] for name in record.quantities if name.split("/", 1)[1] in columns.values()}
     methods = sorted(methods, key=lambda method: (method != "exact", method))
-    rows = [["", *settings], ["---"] * (len(settings) + 1), *([method] for method in methods)]
-    for setting in settings:
-        names = {method: f"{method}/{setting}/{metric}" for method in methods}
+    rows = [["", *columns], ["---"] * (len(columns) + 1), *([method] for method in methods)]
+    for column in columns.values():
+        names = {method: f"{method}/{column}" for method in methods}
         texts = {method: f"{record[name].mean:.2f}" for method, name in names.items() if name in record.quantities}
         best = min((text for method, text in texts.items() if method != "exact"), key=float)
         for row, method in zip(rows[2:], methods, strict=True):
