@@ -4,7 +4,7 @@ Every method sees the same n samples of a task of `migelib.tasks` and returns a 
 parameters: score-based methods through `mutual_information_surrogate`; trained peers by fitting a critic, or a
 conditional, to these n samples and differentiating their estimate through the samples with the network held fixed. The
 exact scores on the same samples give the floor.
-Explained in :doc:`/book/13_benchmark`.
+Explained in :doc:`/book/09_benchmark`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ UNITS = {
 }
 
 # The score-based methods. One that rejects the samples of a cell with ValueError has no result there, as the Gaussian
-# score with n <= p + q.
-METHODS: dict[str, ScoreEstimator] = {"ssge-paper": SSGE(), "gaussian": GaussianScore()}
+# score with n <= p + q. None is the default of the surrogates.
+METHODS: dict[str, ScoreEstimator | None] = {"ssge-paper": SSGE(), "gaussian": GaussianScore(), "default": None}
 
 Cells = tuple[tuple[int, int], ...]
 
@@ -273,7 +273,7 @@ def exact_score_gradient(problem: Problem) -> Float[Tensor, "*k"]:
     return torch.autograd.grad(surrogate, problem.theta)[0]
 
 
-def score_gradient(problem: Problem, estimator: ScoreEstimator) -> Float[Tensor, "*k"]:
+def score_gradient(problem: Problem, estimator: ScoreEstimator | None) -> Float[Tensor, "*k"]:
     """MIGE with a score estimator."""
     surrogate = mutual_information_surrogate(problem.x, problem.z, estimator)
     return torch.autograd.grad(surrogate, problem.theta)[0]

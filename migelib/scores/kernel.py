@@ -344,15 +344,20 @@ class NuMethod(KernelEstimator):
         weight, c = 0.0, torch.zeros_like(target)
         previous_weight, previous_c = weight, c
         for t in range(1, self.steps + 1):
-            momentum = 0.0  # at t = 1 there is no earlier step
-            if t > 1:
-                momentum = (t - 1) * (2 * t - 3) * (2 * t + 2 * nu - 1)
-                momentum /= (t + 2 * nu - 1) * (2 * t + 4 * nu - 1) * (2 * t + 2 * nu - 3)
-            step = 4 * (2 * t + 2 * nu - 1) * (t + nu - 1) / ((t + 2 * nu - 1) * (2 * t + 4 * nu - 1))
+            momentum, step = nu_coefficients(t, nu)
             new_c = c + momentum * (c - previous_c) - step / n * (weight * target + kernel.apply(c))
             new_weight = weight + momentum * (weight - previous_weight) - step
             (previous_weight, previous_c), (weight, c) = (weight, c), (new_weight, new_c)
         return weight, c
+
+
+def nu_coefficients(t: int, nu: float) -> tuple[float, float]:
+    """Momentum and step size of step t = 1, 2, ... of the nu-method."""
+    momentum = 0.0  # at t = 1 there is no earlier step
+    if t > 1:
+        momentum = (t - 1) * (2 * t - 3) * (2 * t + 2 * nu - 1)
+        momentum /= (t + 2 * nu - 1) * (2 * t + 4 * nu - 1) * (2 * t + 2 * nu - 3)
+    return momentum, 4 * (2 * t + 2 * nu - 1) * (t + nu - 1) / ((t + 2 * nu - 1) * (2 * t + 4 * nu - 1))
 
 
 def _conjugate_gradients(operator, target: Tensor, tolerance: float, max_steps: int) -> Tensor:
