@@ -64,7 +64,7 @@ class DenoisingScore:
 
     Without a `state` every `fit` trains a new network from the same seed, and the same samples give the same score.
     With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model.
-    Samples are standardised, coordinate by coordinate. Derived in :doc:`/book/04_score_estimation`.
+    Samples are standardised, coordinate by coordinate. Derived in :doc:`/book/07_score_estimators`.
 
     Parameters
     ----------
