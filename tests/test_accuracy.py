@@ -72,7 +72,7 @@ def test_runs_repeat_and_seeds_differ():
 
 def test_a_method_that_rejects_the_samples_is_left_out():
     cell = accuracy.run_cell(SMALL, 0, "gauss-diagonal", 32, 40, CPU, with_peers=False)
-    assert set(cell) == {"exact", "ssge-paper"}
+    assert set(cell) == {"exact", "ssge-paper", "default"}
 
 
 def test_peers_find_a_strong_dependence():
