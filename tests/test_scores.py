@@ -238,3 +238,25 @@ def test_as_estimator():
         as_estimator(SSGE)  # the class, not an instance
     with pytest.raises(TypeError, match="estimator"):
         as_estimator(3)
+
+
+def test_shrinkage_is_the_james_stein_factor_of_every_coefficient():
+    # The oracle builds the gradients of the eigenfunctions, which the estimator avoids.
+    x = torch.randn(60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 3 / 3
+    base = -1.1 * x
+    width = torch.pdist(x).median()
+    gram = torch.exp(-torch.cdist(x, x).square() / 2 / width**2)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    eigenvalues, vectors = eigenvalues[-8:], vectors[:, -8:]
+    nystrom = 60**0.5 * vectors / eigenvalues
+    gradients = torch.einsum("il,ila,lj->ija", gram, (x[None] - x[:, None]) / width**2, nystrom)
+    terms = -(gradients + 60**0.5 * vectors[..., None] * base[:, None])
+    beta = terms.mean(0)
+    variance = terms.var(0, correction=0).sum(-1) / 60
+    factor = (1 - variance / beta.square().sum(-1)).clamp_min(0)
+    assert 0 < factor.mean() < 1
+    expected = 60**0.5 * vectors @ (factor[:, None] * beta)
+    estimator = SSGE(n_eigen=8, width=float(width), shrinkage=True)
+    torch.testing.assert_close(estimator.fit_residual(x, base)(x), expected)
+    plain = SSGE(n_eigen=8, width=float(width)).fit_residual(x, base)(x)
+    torch.testing.assert_close(plain, 60**0.5 * vectors @ beta)
