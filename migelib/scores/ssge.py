@@ -157,7 +157,7 @@ def _mean_squares(
     eigenvectors: Float[Tensor, "*batch n n"],
     inverse: Float[Tensor, "*batch n"],
 ) -> Float[Tensor, "*batch n"]:
-    r"""Mean squared norm of the terms :math:`\nabla\psi_j(x_i) + s_b(x_i)\, \psi_j(x_i)`, whose mean is :math:`-\beta_j`.
+    r"""Mean square of the terms :math:`\nabla\psi_j(x_i) + s_b(x_i)\, \psi_j(x_i)`, whose mean is :math:`-\beta_j`.
 
     With :math:`\psi_j = \sum_l k(\cdot, x_l)\, e_{lj}` these are quadratic forms in :math:`e_j`, and
     :math:`2 (x_l - x_i) \cdot (x_m - x_i) = p_{li} + p_{mi} - p_{lm}` in terms of the squared distances p makes them
