@@ -229,7 +229,7 @@ def test_gaussian_score_rejects_a_singular_covariance(samples):
 
 
 def test_as_estimator():
-    assert as_estimator(None) == SSGE()
+    assert as_estimator(None) == ESTIMATORS["adaptive"]()
     assert as_estimator("gaussian") == GaussianScore()
     assert as_estimator(SSGE(energy=0.9)) == SSGE(energy=0.9)
     with pytest.raises(ValueError, match=r"estimator.*'sge'.*gaussian, ssge"):
