@@ -232,7 +232,7 @@ def test_as_estimator():
     assert as_estimator(None) == ESTIMATORS["adaptive"]()
     assert as_estimator("gaussian") == GaussianScore()
     assert as_estimator(SSGE(energy=0.9)) == SSGE(energy=0.9)
-    with pytest.raises(ValueError, match=r"estimator.*'sge'.*gaussian, ssge"):
+    with pytest.raises(ValueError, match=r"estimator.*'sge'.*gaussian.*ssge"):
         as_estimator("sge")
     with pytest.raises(TypeError, match="estimator"):
         as_estimator(SSGE)  # the class, not an instance
