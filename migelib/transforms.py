@@ -253,7 +253,8 @@ class ElementwiseMap:
         inner = torch.minimum(torch.maximum(x, low), high)
         t = (inner[..., :, None] - centres[..., None, :]) / width[..., None, :]
         lower = torch.special.ndtr(t) @ self.weights
-        upper = torch.special.ndtr(-t) @ self.weights  # not 1 - lower: the upper tail keeps its digits
+        # The upper tail keeps its digits; in float64 enough are left of 1 - lower, at least 1 / n times a 3 sigma tail.
+        upper = 1 - lower if t.dtype == torch.float64 else torch.special.ndtr(-t) @ self.weights
         u = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
         bumps = torch.exp(-t.square() / 2) * (self.weights / width)[..., None, :]
         inverse_density = torch.exp(u.square() / 2)

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..kernels import median_distance
 from ..transforms import Gaussianise
 from ..validation import check_count, check_pair, check_points, check_positive, check_samples, check_spread
+from .ssge import SSGE, SpectralScore
 
 RIDGE = 1e-3  # share of the variances added to a covariance at n <= d
-# What a mixture's parameter counts: less than one, as the covariances lean on the pooled one. Measured, not derived:
-# at 1 some mixtures are missed that SSGE sees, at 0.5 Gaussian samples are sometimes taken for mixtures.
-COVARIANCE_SHARE = 0.75
+FINAL_PRIOR = 0.03  # share of d + 1 pseudo-samples that is left of the prior in a mixture's last step
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,11 @@ class Adaptive:
     r"""Maximum-likelihood score in coordinates where the density is simple: the default of the surrogates.
 
     1. Every coordinate is standardised, or mapped to a Gaussian through its smoothed CDF (`transforms.Gaussianise`).
-    2. There a Gaussian, a Student-t or a mixture of Gaussians is fitted.
+    2. There a Gaussian, a Student-t or a mixture of Gaussians is fitted; a mixture from two spectral starts.
     3. Coordinates and family are those of the largest likelihood, less :math:`p / n` for p further parameters [Akaike,
-       IEEE Transactions on Automatic Control 19, 1974] (a mixture's count as 0.75 each) and, for the maps,
-       leaving each sample out of its own CDF.
+       IEEE Transactions on Automatic Control 19, 1974] and, for the maps, leaving each sample out of its own CDF.
+    4. Where no single component will do and the dimension is small, :math:`d (d + 1) \le n`, `SSGE` with shrinkage
+       adds what Stein's identity finds missing in the score.
 
     For a mutual information `fit_pair` fits one density to both variables jointly and takes the scores of the
     marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
@@ -150,21 +151,22 @@ class Adaptive:
         samples = samples.detach().double()  # a nearly noise-free encoder has a condition number beyond float32
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
-        choice, _, model = self._select([(c,) for c in choices])
-        zero = torch.zeros_like(samples[..., :1, :])
+        choice, (u, _), model = self._select([(c,) for c in choices])
+        residual = _residual(u, model)
         gauss = fit_gaussian(samples)
         covariance = gauss.scales[..., 0, :, :]
-        score = AdaptiveScore(
-            tuple(maps), choice, model, gauss.means, torch.zeros_like(covariance), zero, samples.dtype
+        zero = torch.zeros_like(gauss.means)
+        plain = AdaptiveScore(
+            tuple(maps), choice, model, residual, gauss.means, torch.zeros_like(covariance), zero, samples.dtype
         )
-        values = score(samples)
+        values = plain(samples)
         # Stein's identities for affine functions, mean(s) = 0 and mean((x - mu) s^T) = -I, made exact on the samples.
         centred = samples - gauss.means
         identity = torch.eye(samples.shape[-1], dtype=samples.dtype, device=samples.device)
         defect = identity + centred.mT @ values / samples.shape[-2]
         matrix = -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance))
         offset = -values.mean(-2, keepdim=True)
-        return AdaptiveScore(tuple(maps), choice, model, gauss.means, matrix, offset, dtype)
+        return replace(plain, matrix=matrix, offset=offset, dtype=dtype)
 
     @torch.no_grad()
     def fit_pair(
@@ -189,14 +191,19 @@ class Adaptive:
         zs = [_coordinates(fitted, z) for fitted in self._maps(z)]
         _, parts, model = self._select([(a, b) for a in xs for b in zs])
         split = x.shape[-1]
-        joint = model.score(parts[0])
-        u = parts[0]
-        slope = parts[1]
-        marginals = [
-            model.marginal(0, split).score(u[..., :split]),
-            model.marginal(split, u.shape[-1]).score(u[..., split:]),
-        ]
-        difference = ((joint - torch.cat(marginals, -1)) * slope).to(dtype)
+        u, slope = parts
+        joint, marginal_x, marginal_z = (
+            score if residual is None else score + residual(part)
+            for part, score, residual in (
+                (part, density.score(part), _residual(part, density, dim=u.shape[-1]))
+                for part, density in (
+                    (u, model),
+                    (u[..., :split], model.marginal(0, split)),
+                    (u[..., split:], model.marginal(split, u.shape[-1])),
+                )
+            )
+        )
+        difference = ((joint - torch.cat([marginal_x, marginal_z], -1)) * slope).to(dtype)
         return difference[..., :split], difference[..., split:]
 
     def _maps(self, samples: Tensor) -> list:
@@ -250,17 +257,21 @@ class Adaptive:
         """Mixtures of 2, 4, 8, ... Gaussians, as long as more of them help; a batch entry stops on its own."""
         n, dim = u.shape[-2:]
         floor = gauss.log_density(u).mean(-1)
+        features = _cluster_features(u, gauss, self.components)
         k = 2
         while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
-            extra = COVARIANCE_SHARE * (k - 1) * (dim + 1 + dim * (dim + 1) / 2)
-            first = min(8, self.steps)
-            model = fit_mixture(u, k, first)
+            extra = (k - 1) * (dim + 1 + dim * (dim + 1) / 2)
+            first = min(5, self.steps)
+            starts = torch.stack([_k_means(f[..., : k - 1], k) for f in features])
+            model, responsibility = fit_mixture(u, gauss, starts, first)
+            value, best = model.log_density(u).mean(-1).max(0)
+            responsibility = torch.where(best[..., None, None] == 0, *responsibility)
             # After a few steps most of the gain is there: less than this share of the penalty will not make it.
-            helps = active & (model.log_density(u).mean(-1) - floor > 0.7 * extra / n)
+            helps = active & (value - floor > 0.7 * extra / n)
             if bool(helps.any()):
-                model = fit_mixture(u, k, self.steps - first, model)
+                model, _ = fit_mixture(u, gauss, responsibility, self.steps - first)
                 helps = helps & (offer(model, extra, helps) > 0)
-            if k > 2 or dim > 8:  # in few dimensions four components may see what two do not
+            if k > 2:
                 active = helps
             k *= 2
 
@@ -277,6 +288,8 @@ class AdaptiveScore:
         Which map each batch entry chose.
     model : EllipticalMixture
         The density in its coordinates.
+    residual : SpectralScore or None
+        Kernel estimate of what its score lacks there.
     mean, matrix, offset : Tensor [*batch, 1, d], [*batch, d, d] and [*batch, 1, d]
         Affine correction (x - mean) @ matrix + offset, with which Stein's identity holds on the samples for affine
         functions.
@@ -287,6 +300,7 @@ class AdaptiveScore:
     maps: tuple
     choice: Tensor
     model: EllipticalMixture
+    residual: SpectralScore | None
     mean: Tensor
     matrix: Tensor
     offset: Tensor
@@ -303,7 +317,10 @@ class AdaptiveScore:
             other = self.maps[used[1]].evaluate(points, 2)
             u, slope, curvature = (torch.where(use, b, a) for a, b in zip((u, slope, curvature), other, strict=True))
         correction = (points - self.mean) @ self.matrix + self.offset
-        return (slope * self.model.score(u) + curvature / slope + correction).to(self.dtype)
+        score = self.model.score(u)
+        if self.residual is not None:
+            score = score + self.residual(u)
+        return (slope * score + curvature / slope + correction).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -322,6 +339,21 @@ class _Standardise:
     def evaluate(self, points: Tensor, order: int = 2) -> list[Tensor]:
         parts = [(points - self.mean) / self.scale, (1 / self.scale).expand_as(points), torch.zeros_like(points)]
         return parts[: order + 1]
+
+
+def _residual(u: Tensor, model: EllipticalMixture, dim: int | None = None) -> SpectralScore | None:
+    """What Stein's identity finds missing in the score of a mixture; None where it cannot be told.
+
+    A single Gaussian or Student-t that no mixture beats is left as it is. The kernel's n eigenfunctions must resolve
+    more than the mean and the covariance, which the model has: more than d (d + 1) of them, with d that of the whole.
+    """
+    n = u.shape[-2]
+    dim = u.shape[-1] if dim is None else dim
+    mixed = torch.isfinite(model.log_weights).sum(-1) > 1
+    if not bool(mixed.any()) or dim * (dim + 1) > n or bool((median_distance(u) == 0).any()):
+        return None
+    residual = SSGE(energy=0.999, shrinkage=True).fit_residual(u, model.score(u))
+    return replace(residual, coefficients=torch.where(mixed[..., None, None], residual.coefficients, 0))
 
 
 def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
@@ -366,60 +398,73 @@ def fit_student(u: Float[Tensor, "*batch n d"], df: float, start: EllipticalMixt
 
 
 def fit_mixture(
-    u: Float[Tensor, "*batch n d"], k: int, steps: int, start: EllipticalMixture | None = None
-) -> EllipticalMixture:
-    """Mixture of k Gaussians by expectation-maximisation, from a given start or from k-means.
+    u: Float[Tensor, "*batch n d"], gauss: EllipticalMixture, responsibility: Float[Tensor, "*batch n k"], steps: int
+) -> tuple[EllipticalMixture, Float[Tensor, "*batch n k"]]:
+    r"""Mixture of k Gaussians by expectation-maximisation from given memberships, and its responsibilities.
 
-    Each covariance is averaged with the pooled one, which counts as d + 1 samples, so that none is singular.
+    On the way each covariance is averaged with the pooled one, which counts as d + 1 samples, so that none is singular.
+    The last maximisation leaves a small share of that prior: as for one Gaussian, the gradient of the maximised
+    likelihood has little bias however noisy the covariances are, and shrinking them biases it.
     """
-    gauss = fit_gaussian(u)
-    if start is None:
-        factor = torch.linalg.cholesky(gauss.scales[..., 0, :, :])
-        white = torch.linalg.solve_triangular(factor, (u - gauss.means).mT, upper=False).mT
-        model = _maximise(u, torch.softmax(-_spread_start(white, k), -1), gauss)
-    else:
-        model = start
+    dim = u.shape[-1]
     for _ in range(steps):
-        model = _maximise(u, torch.softmax(model.components(u)[0], -2).mT, gauss)
-    return model
+        model = _maximise(u, responsibility, gauss, dim + 1)
+        responsibility = torch.softmax(model.components(u)[0], -2).mT
+    return _maximise(u, responsibility, gauss, FINAL_PRIOR * (dim + 1)), responsibility
 
 
-def _maximise(u: Tensor, responsibility: Tensor, gauss: EllipticalMixture) -> EllipticalMixture:
-    n, dim = u.shape[-2:]
+def _maximise(u: Tensor, responsibility: Tensor, gauss: EllipticalMixture, prior: float) -> EllipticalMixture:
+    n = u.shape[-2]
     mass = responsibility.sum(-2).clamp_min(1e-3)  # [*batch, k]
     means = responsibility.mT @ u / mass[..., None]
     centred = u[..., None, :, :] - means[..., :, None, :]
     scatter = (responsibility.mT[..., None] * centred).mT @ centred  # [*batch, k, d, d]
     pooled = scatter.sum(-3, keepdim=True) / n + 1e-5 * gauss.scales
-    scales = (scatter + (dim + 1) * pooled) / (mass[..., None, None] + dim + 1)
+    scales = (scatter + prior * pooled) / (mass[..., None, None] + prior)
     return EllipticalMixture(torch.log(mass / mass.sum(-1, keepdim=True)), means, scales, gauss.df)
 
 
-def _spread_start(white: Tensor, k: int) -> Tensor:
-    """Squared distances [*batch, n, k] to k centres: k-means from centres drawn far apart with a fixed seed."""
-    n = white.shape[-2]
+def _cluster_features(
+    u: Float[Tensor, "*batch n d"], gauss: EllipticalMixture, k: int
+) -> tuple[Float[Tensor, "*batch n f"], Float[Tensor, "*batch n f"]]:
+    r"""Two embeddings of the samples in which clusters lie apart, at most k - 1 leading coordinates of each.
+
+    Principal components show clusters of different means. Kernel principal components of the squared cosine of
+    whitened samples, :math:`(e_i \cdot e_j)^2 = \langle e_i e_i^\top, e_j e_j^\top \rangle`, show clusters of different
+    covariances: they are those of the matrices :math:`e_i e_i^\top`, free of the samples' norms.
+    """
+    centred = u - gauss.means
+    values, vectors = torch.linalg.eigh(gauss.scales[..., 0, :, :])
+    principal = (centred @ vectors[..., -(k - 1) :]).flip(-1)
+    white = centred @ (vectors * values.clamp_min(1e-12).rsqrt()[..., None, :])
+    direction = white / white.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    gram = (direction @ direction.mT).square()
+    gram = gram - gram.mean(-1, keepdim=True)
+    gram = gram - gram.mean(-2, keepdim=True)
+    values, vectors = torch.linalg.eigh(gram)
+    spectral = (vectors * values.clamp_min(0).sqrt()[..., None, :])[..., -(k - 1) :].flip(-1)
+    return principal, spectral
+
+
+def _k_means(features: Float[Tensor, "*batch n f"], k: int) -> Float[Tensor, "*batch n k"]:
+    """Membership in k clusters: Lloyd's iteration from centres drawn far apart (k-means++) with a fixed seed."""
+    n = features.shape[-2]
     generator = torch.Generator().manual_seed(0)
-    flat = white.reshape(-1, n, white.shape[-1])
+    flat = features.reshape(-1, n, features.shape[-1])
+    centres = flat[:, :0]
     squares = flat.square().sum(-1)
-    centres = []
     for _ in range(k):
         # Gumbel's trick: a draw with probability proportional to the squared distance, the same for every entry.
         noise = -torch.log(-torch.log(torch.rand(n, generator=generator).clamp(1e-7, 1 - 1e-7))).to(flat)
         index = (torch.log(squares.clamp_min(1e-12)) + noise).argmax(-1)
-        centre = flat[torch.arange(len(flat), device=flat.device), index]
-        centres.append(centre)
-        squares = (
-            torch.minimum(squares, (flat - centre[:, None]).square().sum(-1))
-            if len(centres) > 1
-            else (flat - centre[:, None]).square().sum(-1)
-        )
-    centres = torch.stack(centres, -2)
-    for _ in range(5):
-        distances = torch.cdist(flat, centres).square()
-        member = torch.nn.functional.one_hot(distances.argmin(-1), k).to(flat)
+        centres = torch.cat([centres, flat[torch.arange(len(flat), device=flat.device), index][:, None]], 1)
+        squares = torch.cdist(flat, centres).square().amin(-1)
+    for _ in range(8):
+        member = torch.nn.functional.one_hot(torch.cdist(flat, centres).argmin(-1), k).to(flat)
         count = member.sum(-2)[..., None]
         centres = torch.where(count > 0, member.mT @ flat / count.clamp_min(1), centres)
-    return torch.cdist(flat, centres).square().reshape(*white.shape[:-1], k)
+    member = torch.nn.functional.one_hot(torch.cdist(flat, centres).argmin(-1), k).to(flat)
+    return member.reshape(*features.shape[:-1], k)
 
 
 def _excess_kurtosis(gauss: EllipticalMixture, u: Tensor) -> Tensor:

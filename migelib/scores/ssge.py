@@ -30,6 +30,10 @@ class SSGE:
         Keep this many eigenvalues instead, in 1..n.
     width : float, optional
         Kernel width in the units of the samples; by default the median of all pairwise distances.
+    shrinkage : bool
+        Multiply every coefficient by its positive-part James-Stein factor, :math:`(1 - v_j / \|\hat\beta_j\|^2)_+`
+        with the estimated variance :math:`v_j` of :math:`\hat\beta_j`: a coefficient that its own Monte-Carlo noise
+        explains is left out, so that more eigenvalues may be kept. Meant for residuals of a good base score.
 
     Raises
     ------
@@ -47,6 +51,7 @@ class SSGE:
     energy: float = 0.99
     n_eigen: int | None = None
     width: float | None = None
+    shrinkage: bool = False
 
     def __post_init__(self) -> None:
         check_fraction(self.energy, "energy")
@@ -111,6 +116,11 @@ class SSGE:
         if base is not None:
             target = target + gram @ base / n
         projected = eigenvectors.mT @ target
+        if self.shrinkage:
+            inverse = inverse_squares.sqrt()
+            beta_squares = n * inverse_squares * projected.square().sum(-1)
+            variance = (_mean_squares(samples, base, gram, width, eigenvectors, inverse) - beta_squares) / n
+            inverse_squares = inverse_squares * (1 - variance / beta_squares.clamp_min(1e-30)).clamp(0, 1)
         coefficients = -n * eigenvectors @ (inverse_squares[..., None] * projected)
         return SpectralScore(samples, width, coefficients, keep.sum(-1))
 
@@ -137,6 +147,37 @@ class SSGE:
         # Eigenvalues at rounding level are noise, and their inverse squares would drown the rest.
         resolved = eigenvalues > n * torch.finfo(eigenvalues.dtype).eps * eigenvalues[..., -1:]
         return (wanted & resolved) | (rank == 1)
+
+
+def _mean_squares(
+    samples: Float[Tensor, "*batch n d"],
+    base: Float[Tensor, "*batch n d"] | None,
+    gram: Float[Tensor, "*batch n n"],
+    width: Float[Tensor, "*batch"],
+    eigenvectors: Float[Tensor, "*batch n n"],
+    inverse: Float[Tensor, "*batch n"],
+) -> Float[Tensor, "*batch n"]:
+    r"""Mean square of the terms :math:`\nabla\psi_j(x_i) + s_b(x_i)\, \psi_j(x_i)`, whose mean is :math:`-\beta_j`.
+
+    With :math:`\psi_j = \sum_l k(\cdot, x_l)\, e_{lj}` these are quadratic forms in :math:`e_j`, and
+    :math:`2 (x_l - x_i) \cdot (x_m - x_i) = p_{li} + p_{mi} - p_{lm}` in terms of the squared distances p makes them
+    sums over matrices n x n: no tensor of gradients is built.
+    """
+    n = samples.shape[-2]
+    precision = width.square().reciprocal()[..., None]
+    centred = samples - samples.mean(-2, keepdim=True)
+    squares = torch.cdist(centred, centred).square()
+    values = n**0.5 * eigenvectors  # psi_j(x_i)
+    nystrom = values * inverse[..., None, :]  # e_lj
+    gradients = ((gram * squares) @ nystrom * values).sum(-2)
+    gradients = gradients - (squares * (gram @ gram) @ nystrom * nystrom).sum(-2) / 2
+    total = gradients * precision.square()
+    if base is not None:
+        along = base @ centred.mT
+        along = gram * (along - along.diagonal(dim1=-2, dim2=-1)[..., None])  # k(x_i, x_l) s_b(x_i) . (x_l - x_i)
+        total = total + 2 * (along @ nystrom * values).sum(-2) * precision
+        total = total + (values.square() * base.square().sum(-1, keepdim=True)).sum(-2)
+    return total / n
 
 
 @dataclass(frozen=True)
