@@ -126,9 +126,10 @@ class Config:
 PROFILES = {
     "quick": Config(
         seeds=5,
-        tasks=("gauss-diagonal", "gauss-bottleneck", "half-cube", "student", "mixture-signs", "mlp-blocks"),
-        peer_tasks=("gauss-diagonal", "mixture-signs"),
-        repeats=4,
+        tasks=("toy", "gauss-diagonal", "gauss-bottleneck", "half-cube", "student", "mixture-signs", "mlp-blocks"),
+        peer_tasks=("gauss-diagonal", "half-cube", "mixture-signs"),
+        cells=((8, 256), (16, 256)),
+        repeats=2,
         peers=("mine-ema", "infonce", "club"),
         trainings=(Training(), Training("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
     ),
