@@ -125,7 +125,7 @@ class Config:
 
 PROFILES = {
     "quick": Config(
-        seeds=5,
+        seeds=8,
         tasks=("toy", "gauss-diagonal", "gauss-bottleneck", "half-cube", "student", "mixture-signs", "mlp-blocks"),
         peer_tasks=("gauss-diagonal", "half-cube", "mixture-signs"),
         cells=((8, 256), (16, 256)),

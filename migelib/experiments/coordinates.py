@@ -56,7 +56,7 @@ class Config:
 
 
 PROFILES = {
-    "quick": Config(seeds=8, tasks=("gauss-diagonal", "half-cube", "skew", "bimodal")),
+    "quick": Config(seeds=16, tasks=("gauss-diagonal", "half-cube", "skew", "bimodal")),
     "full": Config(seeds=10, repeats=2),
 }
 

@@ -1,6 +1,6 @@
 r"""The default: a density fitted by likelihood in coordinates chosen by likelihood, and its exact scores.
 
-Derived in :doc:`/book/04_score_estimation`.
+Derived in :doc:`/book/08_easy_scores`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Adaptive:
     marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
     estimated gradient is that of the plug-in information, whose bias does not depend on the parameters, so
     that the gradient has none.
-    Derived in :doc:`/book/04_score_estimation`.
+    Derived in :doc:`/book/08_easy_scores`.
 
     Parameters
     ----------
