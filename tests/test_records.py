@@ -131,6 +131,15 @@ def test_a_failed_run_leaves_the_earlier_record(experiment, monkeypatch, tmp_pat
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
+def test_a_quantity_that_is_not_finite_is_named_and_not_recorded(experiment, tmp_path):
+    run = experiments.run("made_up")
+    name = "method/setting/error"
+    nan = dataclasses.replace(run[name], mean=float("nan"))
+    with pytest.raises(ValueError, match=name):
+        records.save(dataclasses.replace(run, quantities={name: nan}))
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_resume_goes_on_after_the_finished_seeds(experiment, monkeypatch, tmp_path):
     whole = experiments.run("made_up")
     experiment.calls.clear()

@@ -141,7 +141,16 @@ def load(experiment: str, profile: str) -> Record:
 
 
 def save(record: Record) -> Path:
-    """Write a record, replacing an earlier one only when both files are complete; returns the JSON file's path."""
+    """Write a record, replacing an earlier one only when both files are complete; returns the JSON file's path.
+
+    Raises
+    ------
+    ValueError
+        If a quantity is NaN or infinite; nothing is written then.
+    """
+    bad = [name for name, quantity in record.quantities.items() if not math.isfinite(quantity.mean)]
+    if bad:
+        raise ValueError(f"record: expected finite quantities, got NaN or infinity for {', '.join(sorted(bad))}")
     path = directory() / f"{record.experiment}.{record.profile}.json"
     content = {
         "experiment": record.experiment,
