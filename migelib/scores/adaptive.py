@@ -20,7 +20,9 @@ from ..validation import check_count, check_pair, check_points, check_positive, 
 from .ssge import SSGE, SpectralScore
 
 RIDGE = 1e-3  # share of the variances added to a covariance at n <= d
+# The next two are measured, not derived.
 FINAL_PRIOR = 0.03  # share of d + 1 pseudo-samples that is left of the prior in a mixture's last step
+PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ class Adaptive:
             value, best = model.log_density(u).mean(-1).max(0)
             responsibility = torch.where(best[..., None, None] == 0, *responsibility)
             # After a few steps most of the gain is there: less than this share of the penalty will not make it.
-            helps = active & (value - floor > 0.7 * extra / n)
+            helps = active & (value - floor > PROMISE * extra / n)
             if bool(helps.any()):
                 model, _ = fit_mixture(u, gauss, responsibility, self.steps - first)
                 helps = helps & (offer(model, extra, helps) > 0)
