@@ -55,10 +55,11 @@ def test_all_methods_have_results():
     quantities, curves = accuracy.run_seed(SMALL, 0, CPU)
     methods = {name.split("/")[0] for name in quantities} - {"truth"}
     peers = {peer + training.suffix for peer in SMALL.peers for training in SMALL.trainings}
-    assert methods == {"exact", *accuracy.METHODS, *peers}
+    assert methods == {"exact", *accuracy.METHODS, *peers} - {"ar-dae-held-out"}
     assert all(math.isfinite(value) for value in quantities.values())
     assert all(name.split("/")[-1] in accuracy.UNITS for name in quantities)
-    assert curves["ssge-paper/toy-d2-n40"].shape == (2, 6)
+    assert curves["ssge-paper/toy-d2-n40"].shape == (1, 32)
+    assert curves["default/entropy-gauss-diagonal-d2-n40"].shape == (2, 2)
     assert curves["mine-f/gauss-diagonal-d2-n40"].shape == (1, 2)
 
 
@@ -86,6 +87,38 @@ def test_peers_find_a_strong_dependence():
         # Overfitting inflates the length of some; the direction and the order of magnitude must be right.
         assert float(torch.cosine_similarity(gradient, truth, dim=0)) > 0.9, name
         assert 0.5 < float(gradient.norm() / truth.norm()) < 3, name
+
+
+@pytest.mark.parametrize("name", accuracy.JOINT_ENTROPY + accuracy.CODE_ENTROPY)
+def test_truth_of_the_entropy_is_that_of_the_exact_score(name):
+    """Mean over many sample sets, in units of its standard error, for the sign and the size."""
+    config = replace(SMALL, floor_repeats=60, methods=("gaussian",), reference="gaussian", repeats=1)
+    sign = -1 if name in accuracy.JOINT_ENTROPY else 1
+    truth = sign * pair(name, 4).mutual_information_gradient().flatten()
+    gradients = accuracy.run_entropy_cell(config, 0, name, 4, 250, CPU)["exact"]
+    error = gradients.std(0) / len(gradients) ** 0.5
+    assert ((gradients.mean(0) - truth).abs() < 4 * error + 0.02 * truth.norm()).all()
+    assert 4 * float(error.norm()) < 0.7 * float(truth.norm())  # so that a wrong sign or factor is seen
+
+
+def test_a_diverged_peer_has_no_gradient():
+    def infinite(config, x_dim, z_dim):
+        peer = accuracy.PEERS["mine-f"](config, x_dim, z_dim)
+        return peer._replace(estimate=lambda critic: peer.estimate(critic * 1e30))
+
+    problem = accuracy.draw(pair("student", 2), 50, stream(0, "diverged"))
+    gradient = accuracy.peer_gradient(problem, infinite, SMALL, accuracy.Training(steps=2), stream(0, "weights"))
+    assert not gradient.any()
+
+
+def test_ar_dae_trains_longer_where_it_has_more_time():
+    short, longer = (
+        accuracy.denoising_gradient(
+            accuracy.draw(pair("gauss-diagonal", 2), 50, stream(0, "time")), stream(0, "weights"), seconds
+        )
+        for seconds in (0.0, 0.3)
+    )
+    assert short.norm() < longer.norm()  # untrained, it is the score of a Gaussian without correlations
 
 
 def test_equal_time_needs_its_reference():

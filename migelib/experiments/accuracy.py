@@ -3,7 +3,8 @@ r"""The benchmark: how well each method estimates the gradient of the mutual inf
 Every method sees the same n samples of a task of `migelib.tasks` and returns a gradient with respect to the task's
 parameters: score-based methods through `mutual_information_surrogate`; trained peers by fitting a critic, or a
 conditional, to these n samples and differentiating their estimate through the samples with the network held fixed. The
-exact scores on the same samples give the floor.
+exact scores on the same samples give the floor. Where the truth of an entropy follows from that of the information, its
+gradient is measured too, under the task's name with "entropy-" before it.
 Explained in :doc:`/book/09_benchmark`.
 """
 
@@ -13,7 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import bounds
-from ..scores import SSGE, GaussianScore, ScoreEstimator
-from ..surrogates import mutual_information_surrogate
+from ..scores import SSGE, DenoisingScore, GaussianScore, ScoreEstimator
+from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import PAIRS, PairTask, cast, exact_score_surrogate, pair
 from . import stream
 
@@ -39,6 +40,15 @@ UNITS = {
 # The score-based methods. One that rejects the samples of a cell with ValueError has no result there, as the Gaussian
 # score with n <= p + q. None is the default of the surrogates.
 METHODS: dict[str, ScoreEstimator | None] = {"ssge-paper": SSGE(), "gaussian": GaussianScore(), "default": None}
+
+# Entropies with a known gradient. Where no marginal depends on theta, that of H(x, z) = H(x) + H(z) - I(x; z) is minus
+# that of the information; where z = f(x) + noise of a fixed law, that of H(z) = I(x; z) + H(z | x) equals it.
+# (So it is for `uniform` and `half-cube`, but the exact scores of their joint densities have poles.)
+JOINT_ENTROPY = (
+    *("toy", "gauss-diagonal", "asinh", "skew", "bimodal", "wiggle", "spiral"),
+    *("student", "student-asinh"),
+)
+CODE_ENTROPY = ("gauss-bottleneck", "gauss-low-rank", "gauss-low-noise", "mlp", "mlp-blocks")
 
 Cells = tuple[tuple[int, int], ...]
 
@@ -80,13 +90,15 @@ class Config:
     cells, large_cells, peer_cells : tuple of (int, int)
         Pairs of a dimension and a number of samples.
     methods, peers : tuple of str
-        Names of `METHODS` and of `PEERS`.
+        Names of `METHODS` and of `PEERS`; "ar-dae" is `DenoisingScore`.
     trainings : tuple of Training
-        Every peer is trained in each of these ways: as in the MIGE paper's code, stopped early, for equal time.
+        Every peer is trained in each of these ways: as in the MIGE paper's code, stopped early, for equal time. AR-DAE
+        is trained in its own way, and for equal time where one of these is.
     reference : str
         The method whose wall time limits a training for equal time.
     repeats, floor_repeats : int
-        Sample sets of 256 a seed for the methods and for the exact scores; in inverse proportion fewer of larger sets.
+        Sample sets of 256 a seed for the methods and for the exact scores; in inverse proportion fewer of larger sets,
+        and a quarter of them for `toy`, which is a problem at each correlation of a grid.
     peer_repeats : int
         Sample sets a seed for the peers.
     hidden, embedding : int
@@ -103,13 +115,13 @@ class Config:
     large_cells: Cells = ()
     peer_cells: Cells = ((8, 256),)
     methods: tuple[str, ...] = tuple(METHODS)
-    peers: tuple[str, ...] = ("mine-ema", "mine-f", "infonce", "jsd", "smile", "club")
+    peers: tuple[str, ...] = ("mine-ema", "mine-f", "infonce", "jsd", "smile", "club", "ar-dae")
     trainings: tuple[Training, ...] = (
         Training(),
         Training("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
         Training("-equal-time", learning_rate=1e-3, equal_time=True),
     )
-    reference: str = "ssge-paper"
+    reference: str = "default"
     repeats: int = 8
     floor_repeats: int = 32
     peer_repeats: int = 1
@@ -133,13 +145,14 @@ PROFILES = {
         peers=("mine-ema", "infonce", "club"),
         trainings=(Training(), Training("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
     ),
-    # What a few minutes on one CPU core allow, until a longer run has made the full record: no peers.
+    # What an hour on one CPU core allows.
     "cpu": Config(
         seeds=5,
-        cells=((8, 256), (16, 256), (32, 256), (16, 64)),
-        peers=(),
-        repeats=4,
-        floor_repeats=16,
+        cells=(*((dim, 256) for dim in (1, 2, 8, 16, 32, 128)), (2, 64), (16, 64), (16, 1024)),
+        large_tasks=("half-cube",),  # which has no entropy: at this size one more would cost a minute
+        large_cells=((16, 4096),),
+        repeats=3,
+        floor_repeats=12,
     ),
     "full": Config(
         seeds=5,
@@ -166,20 +179,22 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
     quantities: dict[str, float] = {}
     curves: dict[str, np.ndarray] = {}
     for (name, dim, n), with_peers in jobs.items():
-        cell = run_cell(config, seed, name, dim, n, device, with_peers)
-        truth, error = (
-            pair(name, dim).mutual_information_gradient(),
-            pair(name, dim).mutual_information_gradient_error(),
-        )
+        task = pair(name, dim)
+        truth, error = task.mutual_information_gradient(), task.mutual_information_gradient_error()
         curves[f"truth/{name}-d{dim}"] = truth.numpy()
         quantities[f"truth/{name}-d{dim}/standard_error"] = float(error.norm() / truth.norm())
-        floor = summarise(cell["exact"], truth)["relative_error"]
-        for method, gradients in cell.items():
-            setting = f"{method}/{name}-d{dim}-n{n}"
-            curves[setting] = gradients.numpy()
-            quantities |= {f"{setting}/{metric}": value for metric, value in summarise(gradients, truth).items()}
-            if method != "exact":
-                quantities[f"{setting}/floor_multiple"] = quantities[f"{setting}/relative_error"] / floor
+        measures = {"": (run_cell(config, seed, name, dim, n, device, with_peers), truth)}
+        if name in JOINT_ENTROPY + CODE_ENTROPY:
+            sign = -1 if name in JOINT_ENTROPY else 1
+            measures["entropy-"] = run_entropy_cell(config, seed, name, dim, n, device), sign * truth
+        for prefix, (cell, target) in measures.items():
+            floor = summarise(cell["exact"], target)["relative_error"]
+            for method, gradients in cell.items():
+                setting = f"{method}/{prefix}{name}-d{dim}-n{n}"
+                curves[setting] = gradients.numpy()
+                quantities |= {f"{setting}/{metric}": value for metric, value in summarise(gradients, target).items()}
+                if method != "exact":
+                    quantities[f"{setting}/floor_multiple"] = quantities[f"{setting}/relative_error"] / floor
     return quantities | overall(quantities), curves
 
 
@@ -190,16 +205,10 @@ def run_cell(
 
     Sample set r is the same for all methods.
     """
-    task = cast(pair(name, dim), device=device)
-
-    def share(count: int) -> int:
-        return max(1, round(count * min(1.0, 256 / n)))
-
-    def sampled(repeat: int) -> Problem:
-        return draw(task, n, stream(seed, "samples", name, dim, n, repeat))
-
-    floor_repeats = max(4, share(config.floor_repeats))
-    gradients = {"exact": [exact_score_gradient(sampled(repeat)) for repeat in range(floor_repeats)]}
+    sampled, share = _sampler(seed, name, dim, n, device)
+    gradients = {
+        "exact": [exact_score_gradient(sampled(repeat)) for repeat in range(max(4, share(config.floor_repeats)))]
+    }
     reference_seconds = []
     for method in config.methods:
         try:
@@ -212,13 +221,56 @@ def run_cell(
             gradients.pop(method, None)
     for peer in config.peers if with_peers else ():
         for repeat in range(config.peer_repeats):
+            weights = stream(seed, "weights", peer, name, dim, n, repeat)
+            if peer == "ar-dae":
+                gradients.setdefault(peer, []).append(denoising_gradient(sampled(repeat), weights))
             for training in config.trainings:
                 if training.equal_time and not reference_seconds:
                     continue  # the reference rejects these samples
-                weights = stream(seed, "weights", peer, name, dim, n, repeat)
                 seconds = float(np.median(reference_seconds)) if training.equal_time else math.inf
-                gradient = peer_gradient(sampled(repeat), PEERS[peer], config, training, weights, seconds)
+                if peer != "ar-dae":
+                    gradient = peer_gradient(sampled(repeat), PEERS[peer], config, training, weights, seconds)
+                elif training.equal_time:
+                    gradient = denoising_gradient(sampled(repeat), weights, seconds)
+                else:
+                    continue
                 gradients.setdefault(peer + training.suffix, []).append(gradient)
+    return _stacked(gradients)
+
+
+def run_entropy_cell(
+    config: Config, seed: int, name: str, dim: int, n: int, device: torch.device
+) -> dict[str, Float[Tensor, "r k"]]:
+    """The same for the entropy of (x, z) or of z, for the score-based methods, on the same sample sets."""
+    sampled, share = _sampler(seed, name, dim, n, device)
+    joint = name in JOINT_ENTROPY
+    floor_repeats = max(4, share(config.floor_repeats))
+    gradients = {"exact": [exact_entropy_gradient(sampled(repeat), joint) for repeat in range(floor_repeats)]}
+    for method in config.methods:
+        try:
+            for repeat in range(share(config.repeats)):
+                gradients.setdefault(method, []).append(entropy_gradient(sampled(repeat), joint, METHODS[method]))
+        except ValueError:
+            gradients.pop(method, None)
+    return _stacked(gradients)
+
+
+def _sampler(
+    seed: int, name: str, dim: int, n: int, device: torch.device
+) -> tuple[Callable[[int], Problem], Callable[[int], int]]:
+    """Function that draws sample set r of a task, and one from a number of sets of 256 to that of sets of n."""
+    task = cast(pair(name, dim), device=device)
+
+    def sampled(repeat: int) -> Problem:
+        return draw(task, n, stream(seed, "samples", name, dim, n, repeat))
+
+    def share(count: int) -> int:
+        return max(1, round(count * min(1.0, 256 / n) / (4 if name == "toy" else 1)))
+
+    return sampled, share
+
+
+def _stacked(gradients: dict[str, list[Tensor]]) -> dict[str, Float[Tensor, "r k"]]:
     return {method: torch.stack(rows).flatten(1).cpu() for method, rows in gradients.items()}
 
 
@@ -233,7 +285,7 @@ def summarise(gradients: Float[Tensor, "r k"], truth: Float[Tensor, "k"]) -> dic
         ``spread`` :math:`\sqrt{E \|\hat g - E \hat g\|^2} / \|g\|`. The squares of error and spread are unbiased; that
         of the bias is their difference, or 0 where that is negative.
     """
-    truth = truth.flatten()
+    truth, gradients = truth.flatten().double(), gradients.double()  # errors of diverging critics overflow float32
     square = float((gradients - truth).square().sum(-1).mean() / truth.square().sum())
     summary = {
         "relative_error": math.sqrt(square),
@@ -248,12 +300,13 @@ def summarise(gradients: Float[Tensor, "r k"], truth: Float[Tensor, "k"]) -> dic
 def overall(quantities: Mapping[str, float]) -> dict[str, float]:
     """Geometric means of each method's errors and floor multiples over its cells of n samples, named all-n<n>.
 
+    Those of the information only: where Stein's identity is exact on the samples, errors of an entropy are rounding.
     Methods that have different cells, as the peers, or one that rejects some samples, do not compare by these.
     """
     groups: dict[str, list[float]] = {}
     for name, value in quantities.items():
         method, setting, metric = name.split("/")
-        if metric in ("relative_error", "floor_multiple"):
+        if metric in ("relative_error", "floor_multiple") and not setting.startswith("entropy-"):
             groups.setdefault(f"{method}/all-n{setting.rsplit('-n', 1)[1]}/{metric}", []).append(value)
     return {name: math.exp(sum(map(math.log, values)) / len(values)) for name, values in groups.items()}
 
@@ -288,6 +341,34 @@ def score_gradient(problem: Problem, estimator: ScoreEstimator | None) -> Float[
     return torch.autograd.grad(surrogate, problem.theta)[0]
 
 
+def exact_entropy_gradient(problem: Problem, joint: bool) -> Float[Tensor, "*k"]:
+    """EGE of H(x, z), or of H(z), with the exact score."""
+    scores = problem.task.scores(problem.x.detach(), problem.z.detach())
+    surrogate = -((scores.joint_z if joint else scores.z) * problem.z).sum(-1).mean(-1).sum()
+    if joint and problem.x.requires_grad:
+        surrogate = surrogate - (scores.joint_x * problem.x).sum(-1).mean(-1).sum()
+    return torch.autograd.grad(surrogate, problem.theta)[0]
+
+
+def entropy_gradient(problem: Problem, joint: bool, estimator: ScoreEstimator | None) -> Float[Tensor, "*k"]:
+    """EGE of H(x, z), or of H(z), with a score estimator."""
+    variable = torch.cat([problem.x, problem.z], dim=-1) if joint else problem.z
+    return torch.autograd.grad(entropy_surrogate(variable, estimator), problem.theta)[0]
+
+
+def denoising_gradient(
+    problem: Problem, generator: torch.Generator, seconds: float | None = None
+) -> Float[Tensor, "*k"]:
+    """AR-DAE: MIGE with `DenoisingScore`, its default number of training steps or as many as fit in `seconds`."""
+    estimator = DenoisingScore(seed=generator.initial_seed())
+    if seconds is not None:
+        trial = replace(estimator, steps=10)
+        started = time.perf_counter()
+        trial.fit_pair(problem.x, problem.z)
+        estimator = replace(estimator, steps=max(1, int(10 * seconds / (time.perf_counter() - started))))
+    return score_gradient(problem, estimator)
+
+
 def peer_gradient(
     problem: Problem,
     peer: Callable[[Config, int, int], Peer],
@@ -299,7 +380,8 @@ def peer_gradient(
     """Train a peer on the samples, then differentiate its estimate through them with the network held fixed.
 
     The network sees standardised coordinates, which changes no mutual information. Training ends as `training` says,
-    or at the first step that ends after `seconds`. The estimate is over all samples, held-out ones included.
+    or at the first step that ends after `seconds`. The estimate is over all samples, held-out ones included. Where it
+    is not finite, as MINE-f's may be on heavy tails, its gradient counts as zero: no gradient, a relative error of 1.
     """
     started = time.perf_counter()
     x, z = ((samples - samples.detach().mean(0)) / samples.detach().std(0) for samples in (problem.x, problem.z))
@@ -325,8 +407,8 @@ def peer_gradient(
             break
     if kept is not None:
         trained.network.load_state_dict(kept)
-    estimate = trained.estimate(trained.network(x, z))
-    return torch.autograd.grad(estimate, problem.theta)[0]
+    gradient = torch.autograd.grad(trained.estimate(trained.network(x, z)), problem.theta)[0]
+    return gradient if bool(gradient.isfinite().all()) else torch.zeros_like(gradient)
 
 
 class Peer(NamedTuple):

@@ -78,8 +78,8 @@ def _rotation(generator: torch.Generator, dim: int) -> Float[Tensor, "d d"]:
 
 
 def _toy(dim: int, generator: torch.Generator) -> PairTask:
-    """The paper's task at six correlations; each is a problem of its own."""
-    return CorrelatedGaussian(dim, torch.tensor([-0.75, -0.5, -0.25, 0.25, 0.5, 0.75], dtype=torch.float64))
+    """The paper's task on its grid of correlations; each is a problem of its own."""
+    return CorrelatedGaussian(dim, torch.linspace(-0.8, 0.8, 32, dtype=torch.float64))
 
 
 def _diagonal(dim: int, generator: torch.Generator) -> GaussianPair:
