@@ -151,6 +151,10 @@ PROFILES = {
         cells=(*((dim, 256) for dim in (1, 2, 8, 16, 32, 128)), (2, 64), (16, 64), (16, 1024)),
         large_tasks=("half-cube",),  # which has no entropy: at this size one more would cost a minute
         large_cells=((16, 4096),),
+        trainings=(
+            Training("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
+            Training("-equal-time", learning_rate=1e-3, equal_time=True),
+        ),
         repeats=3,
         floor_repeats=12,
     ),
