@@ -11,20 +11,22 @@ from migelib import experiments, records
 
 
 class StatusTable(SphinxDirective):
-    """Table of all experiments with the origin of their quick and full records."""
+    """Table of all experiments with the origin of their quick records and of those at a larger scale."""
 
     def run(self) -> list[nodes.Node]:
         """Build the table's nodes from Markdown, so that its links resolve as elsewhere in the book."""
-        lines = ["| experiment | quick | full |", "|---|---|---|"]
+        lines = ["| experiment | quick | full | cpu |", "|---|---|---|---|"]
         for name in experiments.NAMES:
-            cells = [self._cell(name, profile) for profile in ("quick", "full")]
-            lines.append(f"| {{py:mod}}`{name} <migelib.experiments.{name}>` | {cells[0]} | {cells[1]} |")
+            cells = [self._cell(name, profile) for profile in ("quick", "full", "cpu")]
+            lines.append(f"| {{py:mod}}`{name} <migelib.experiments.{name}>` | {' | '.join(cells)} |")
         container = nodes.container()
         self.state.nested_parse(StringList(lines, source=self.get_source_info()[0]), 0, container)
         return container.children
 
     @staticmethod
     def _cell(name: str, profile: str) -> str:
+        if profile not in experiments.get(name).PROFILES:
+            return "–"
         if (name, profile) not in records.available():
             return "not recorded yet"
         made = records.load(name, profile).made_with
