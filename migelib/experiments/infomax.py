@@ -203,10 +203,12 @@ class Batch(NamedTuple):
     generator: torch.Generator
 
 
-def pixel_projection(config: Config, images: Images, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A fixed Gaussian random projection of the pixels: what stands for x in the paper."""
+def pixel_projection(
+    config: Config, images: Images, generator: torch.Generator, size: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A fixed Gaussian random projection of the pixels, to `size` coordinates: what stands for x in the paper."""
     pixels = images.x_train[0].numel()
-    matrix = torch.randn(pixels, config.projection, generator=generator).to(images.x_train) / math.sqrt(pixels)
+    matrix = torch.randn(pixels, size or config.projection, generator=generator).to(images.x_train) / math.sqrt(pixels)
     return lambda x: x.flatten(1) @ matrix
 
 
@@ -342,10 +344,36 @@ def _noisy(z: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return z + noise * torch.randn(z.shape, generator=generator).to(z)
 
 
-class GlobalCritic(nn.Module):
-    """DIM(G): a critic of the last convolutional map and Y, trained with the encoder; with or without prior matching.
+class ShortcutCritic(nn.Module):
+    r"""Separable critic :math:`T(x, y) = f(x)^\top g(y)`, each side a network plus a linear map.
 
-    Where there is a projection, the critic's x is the projected image, as in `Mige`, and not the map.
+    The network has one hidden layer with batch normalisation; both it and the shortcut are those of the critics in
+    the published code of Deep InfoMax. Without the shortcut Y collapses to a few directions early in training.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, hidden: int, embedding: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, embedding)
+                )
+                for dim in (x_dim, y_dim)
+            ]
+        )
+        self.shortcuts = nn.ModuleList([nn.Linear(dim, embedding, bias=False) for dim in (x_dim, y_dim)])
+
+    def forward(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
+        """Matrix of all critic values."""
+        f, g = (layer(v) + line(v) for layer, line, v in zip(self.layers, self.shortcuts, (x, y), strict=True))
+        return f @ g.mT
+
+
+class GlobalCritic(nn.Module):
+    """DIM(G): a critic of the image and Y, trained with the encoder; with or without prior matching.
+
+    The critic's x is the projected image, as in `Mige`; without a projection it is the encoder's own last
+    convolutional map, as in Deep InfoMax.
 
     Prior matching trains a discriminator between the logistic function of Y and uniform noise; the encoder gets its
     gradient reversed.
@@ -359,7 +387,7 @@ class GlobalCritic(nn.Module):
         bound: Callable[[Tensor], Tensor],
         concatenated: bool = False,
         prior: bool = False,
-        projection: Callable[[Config, Images, torch.Generator], Callable[[Tensor], Tensor]] | None = None,
+        projection: Callable[[Config, Images, torch.Generator], Callable[[Tensor], Tensor]] | None = pixel_projection,
     ) -> None:
         super().__init__()
         self.register_buffer("x", projection(config, images, generator)(images.x_train) if projection else None)
@@ -368,7 +396,7 @@ class GlobalCritic(nn.Module):
         if concatenated:
             self.critic = bounds.ConcatenatedCritic(x_dim, config.code, config.critic_hidden)
         else:
-            self.critic = bounds.SeparableCritic(x_dim, config.code, config.critic_hidden, config.embedding)
+            self.critic = ShortcutCritic(x_dim, config.code, config.critic_hidden, config.embedding)
         self.prior = bounds.mlp([config.code, 200, 1]) if prior else None
         self.weight = config.prior_weight
 
@@ -413,6 +441,10 @@ class Supervised(nn.Module):
 OBJECTIVES: dict[str, Callable[[Config, Images, torch.Generator], nn.Module | None]] = {
     "random": lambda *_: None,
     "mige": Mige,
+    **{
+        f"mige-{size}d": functools.partial(Mige, projection=functools.partial(pixel_projection, size=size))
+        for size in (8, 64, 2048)
+    },
     "mige-balanced": functools.partial(Mige, balanced=True, energy=0.95),
     "mige-patches": functools.partial(Mige, projection=patch_projection),
     "mige-moments": MomentMige,
@@ -420,12 +452,14 @@ OBJECTIVES: dict[str, Callable[[Config, Images, torch.Generator], nn.Module | No
     "jsd-prior": functools.partial(GlobalCritic, bound=bounds.jsd, prior=True),
     "jsd-concatenated": functools.partial(GlobalCritic, bound=bounds.jsd, concatenated=True),
     "jsd-concatenated-prior": functools.partial(GlobalCritic, bound=bounds.jsd, concatenated=True, prior=True),
-    "infonce": functools.partial(GlobalCritic, bound=bounds.infonce),
+    "jsd-map": functools.partial(GlobalCritic, bound=bounds.jsd, projection=None),
     "jsd-patches": functools.partial(GlobalCritic, bound=bounds.jsd, projection=patch_projection),
-    "infonce-patches": functools.partial(GlobalCritic, bound=bounds.infonce, projection=patch_projection),
+    "infonce": functools.partial(GlobalCritic, bound=bounds.infonce),
     "infonce-prior": functools.partial(GlobalCritic, bound=bounds.infonce, prior=True),
     "infonce-concatenated": functools.partial(GlobalCritic, bound=bounds.infonce, concatenated=True),
     "infonce-concatenated-prior": functools.partial(GlobalCritic, bound=bounds.infonce, concatenated=True, prior=True),
+    "infonce-map": functools.partial(GlobalCritic, bound=bounds.infonce, projection=None),
+    "infonce-patches": functools.partial(GlobalCritic, bound=bounds.infonce, projection=patch_projection),
     "autoencoder": Autoencoder,
     "supervised": Supervised,
 }
@@ -689,6 +723,7 @@ PROFILES = {
         methods=(*MAIN, *FIXED),
         dataset="cifar10",
         train=20_000,
+        test=5_000,
         epochs=3,
         other_rates=RATES,
         classifier_epochs=6,
