@@ -700,7 +700,7 @@ DATASETS: dict[str, Callable[[], data.Dataset]] = {
 
 MAIN = ("random", "mige", "mige-patches", "mige-moments", "jsd", "infonce", "supervised")
 FIXED = ("pca", "projection", "patches", "patches-pca")
-SECONDARY = ("mige-balanced", "jsd-patches", "infonce-patches", "jsd-prior", "jsd-concatenated", "autoencoder")
+SECONDARY = ("mige-balanced", "jsd-prior", "jsd-concatenated", "jsd-patches", "autoencoder")
 
 RATES = {"mige-moments": 1e-3}  # the others have 3e-4: pilots on images held out of the training set
 
@@ -709,14 +709,17 @@ PROFILES = {
         seeds=3,
         methods=(*MAIN, *FIXED, *SECONDARY),
         dataset="mnist_5k",
+        train=3_000,
         widths=(16, 32, 64),
         hidden=256,
-        epochs=3,
+        epochs=4,
         other_rates=RATES,
         filters=64,
-        critic_hidden=256,
-        classifier_epochs=15,
-        log_points=10,
+        critic_hidden=64,
+        classifier_epochs=12,
+        classifier_batch=256,
+        classifier_rate=3e-3,
+        log_points=8,
     ),
     "cpu": Config(
         seeds=3,
@@ -732,11 +735,25 @@ PROFILES = {
     ),
     "full": Config(
         seeds=3,
-        methods=tuple(OBJECTIVES) + FIXED,
+        methods=(
+            *MAIN,
+            *FIXED,
+            *SECONDARY,
+            "mige-8d",
+            "mige-64d",
+            "mige-2048d",
+            "jsd-concatenated-prior",
+            "jsd-map",
+            "infonce-prior",
+            "infonce-concatenated",
+            "infonce-concatenated-prior",
+            "infonce-map",
+            "infonce-patches",
+        ),
         dataset="cifar10",
-        epochs=200,
+        epochs=100,
         other_rates=RATES,
-        log_points=200,
+        log_points=100,
         timed_steps=20,
     ),
 }
