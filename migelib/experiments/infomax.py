@@ -448,6 +448,7 @@ OBJECTIVES: dict[str, Callable[[Config, Images, torch.Generator], nn.Module | No
     "mige-balanced": functools.partial(Mige, balanced=True, energy=0.95),
     "mige-patches": functools.partial(Mige, projection=patch_projection),
     "mige-moments": MomentMige,
+    "mige-moments-pixels": functools.partial(MomentMige, projection=pixel_projection),
     "jsd": functools.partial(GlobalCritic, bound=bounds.jsd),
     "jsd-prior": functools.partial(GlobalCritic, bound=bounds.jsd, prior=True),
     "jsd-concatenated": functools.partial(GlobalCritic, bound=bounds.jsd, concatenated=True),
@@ -700,9 +701,12 @@ DATASETS: dict[str, Callable[[], data.Dataset]] = {
 
 MAIN = ("random", "mige", "mige-patches", "mige-moments", "jsd", "infonce", "supervised")
 FIXED = ("pca", "projection", "patches", "patches-pca")
-SECONDARY = ("mige-balanced", "jsd-prior", "jsd-concatenated", "jsd-patches", "autoencoder")
+SECONDARY = ("mige-moments-pixels", "mige-balanced", "jsd-prior", "jsd-concatenated", "jsd-patches", "autoencoder")
 
-RATES = {"mige-moments": 1e-3}  # the others have 3e-4: pilots on images held out of the training set
+RATES = {
+    "mige-moments": 1e-3,
+    "mige-moments-pixels": 1e-3,
+}  # the others have 3e-4: pilots on images held out of the training set
 
 PROFILES = {
     "quick": Config(
@@ -716,10 +720,10 @@ PROFILES = {
         other_rates=RATES,
         filters=64,
         critic_hidden=64,
-        classifier_epochs=12,
+        classifier_epochs=10,
         classifier_batch=256,
         classifier_rate=3e-3,
-        log_points=8,
+        log_points=5,
     ),
     "cpu": Config(
         seeds=3,
@@ -728,7 +732,7 @@ PROFILES = {
         train=20_000,
         test=5_000,
         epochs=3,
-        other_rates=RATES,
+        other_rates={"mige-moments": 1e-3},
         classifier_epochs=6,
         classifier_rate=2e-3,
         timed_steps=10,
