@@ -111,6 +111,10 @@ def test_tolerance_follows_from_the_spread():
     assert quantity.std == pytest.approx(1.0)
     assert quantity.tolerance == pytest.approx(8.610 * np.sqrt(2 / 3), rel=1e-3)  # t of 4 degrees of freedom at 0.9995
     assert records.Quantity.from_seeds(np.zeros(3), "1").tolerance == records.ROUNDING
+    agreeing = records.Quantity.from_seeds(np.full(3, 90.0), "%", floor=1.0)
+    assert agreeing.tolerance == 1.0
+    assert "resolves" in agreeing.rule
+    assert records.Quantity.from_seeds(np.array([1.0, 2.0, 3.0]), "1", floor=1.0) == quantity
     low, high = quantity.prediction_interval(0.99)
     assert (low, high) == pytest.approx((2 - 9.925 * np.sqrt(4 / 3), 2 + 9.925 * np.sqrt(4 / 3)), rel=1e-3)
 
