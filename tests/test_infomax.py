@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from migelib import records
 from migelib.experiments import infomax, stream
 from migelib.models import DeepInfoMaxEncoder, PatchFeatures
 from migelib.scores import GaussianScore
@@ -215,3 +216,26 @@ def test_a_run_has_all_quantities():
     assert curves["mige/kept_joint"].shape == (3,)
     assert curves["mige/step_ms"].shape == curves["encoder/step_ms"].shape == (2,)
     assert infomax.data_source(SMALL)
+
+
+@pytest.mark.parametrize("profile", [profile for name, profile in records.available() if name == "infomax"])
+def test_what_the_chapter_claims_is_recorded(profile):
+    run = records.load("infomax", profile)
+
+    def gain(first, second, metric):
+        a, b = run[f"{first}/y/{metric}"], run[f"{second}/y/{metric}"]
+        return a.mean - b.mean, a.std + b.std
+
+    for metric in ("test_accuracy", "probe_accuracy"):
+        for first, second in (
+            ("mige", "random"),
+            ("mige", "infonce"),
+            ("mige-moments", "jsd"),
+            ("mige-moments", "pca"),
+        ):
+            difference, spread = gain(first, second, metric)
+            assert difference > spread, (first, second, metric)
+        difference, spread = gain("mige-moments", "mige", metric)
+        assert difference > max(2.0, spread)
+    difference, spread = gain("mige", "jsd", "test_accuracy")
+    assert difference > spread
