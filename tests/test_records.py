@@ -259,13 +259,16 @@ def test_nbval_passes_with_an_unchanged_copy(copied_records):
     assert run.returncode == 0, run.stdout
 
 
+LEAST_SEEDS = {"infomax": 3}  # a seed trains a network per method; the others have five or more
+
+
 @pytest.mark.parametrize("pair", records.available(), ids=".".join)
 def test_committed_records_are_sound(pair):
     """Made with today's settings, by an experiment that exists, from a clean commit, with a spread."""
     record = records.load(*pair)
     config = json.loads(json.dumps(dataclasses.asdict(experiments.get(pair[0]).PROFILES[pair[1]])))
     assert record.config == config
-    assert len(record.made_with["seeds"]) == config["seeds"] >= 5
+    assert len(record.made_with["seeds"]) == config["seeds"] >= LEAST_SEEDS.get(pair[0], 5)
     assert not record.made_with["commit"].endswith("-dirty")
     for name, quantity in record.quantities.items():
         assert name == name.lower()
