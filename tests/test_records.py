@@ -111,6 +111,10 @@ def test_tolerance_follows_from_the_spread():
     assert quantity.std == pytest.approx(1.0)
     assert quantity.tolerance == pytest.approx(8.610 * np.sqrt(2 / 3), rel=1e-3)  # t of 4 degrees of freedom at 0.9995
     assert records.Quantity.from_seeds(np.zeros(3), "1").tolerance == records.ROUNDING
+    agreeing = records.Quantity.from_seeds(np.full(3, 90.0), "%", floor=1.0)
+    assert agreeing.tolerance == 1.0
+    assert "resolves" in agreeing.rule
+    assert records.Quantity.from_seeds(np.array([1.0, 2.0, 3.0]), "1", floor=1.0) == quantity
     low, high = quantity.prediction_interval(0.99)
     assert (low, high) == pytest.approx((2 - 9.925 * np.sqrt(4 / 3), 2 + 9.925 * np.sqrt(4 / 3)), rel=1e-3)
 
@@ -255,13 +259,16 @@ def test_nbval_passes_with_an_unchanged_copy(copied_records):
     assert run.returncode == 0, run.stdout
 
 
+LEAST_SEEDS = {"infomax": 3}  # a seed trains a network per method; the others have five or more
+
+
 @pytest.mark.parametrize("pair", records.available(), ids=".".join)
 def test_committed_records_are_sound(pair):
     """Made with today's settings, by an experiment that exists, from a clean commit, with a spread."""
     record = records.load(*pair)
     config = json.loads(json.dumps(dataclasses.asdict(experiments.get(pair[0]).PROFILES[pair[1]])))
     assert record.config == config
-    assert len(record.made_with["seeds"]) == config["seeds"] >= 5
+    assert len(record.made_with["seeds"]) == config["seeds"] >= LEAST_SEEDS.get(pair[0], 5)
     assert not record.made_with["commit"].endswith("-dirty")
     for name, quantity in record.quantities.items():
         assert name == name.lower()

@@ -3,7 +3,8 @@
 An experiment module has a frozen dataclass `Config` of settings with a field `seeds`; `PROFILES`, its two presets
 "quick" and "full"; `UNITS`, the unit of each metric; and `run_seed(config, seed, device)`, which returns the measured
 quantities and curves of one seed. One that uses a data set has `data_source(config)` as well, which says in a few words
-where the data came from, for the record.
+where the data came from, for the record. One whose metrics move in steps may have `FLOORS`, the least tolerance of such
+a metric.
 """
 
 from __future__ import annotations
@@ -104,12 +105,12 @@ def run(
         results.append(result)
     made_with["wall_s"] = round(earlier + time.perf_counter() - started, 1)
 
-    quantities = {
-        quantity: records.Quantity.from_seeds(
-            np.array([result["quantities"][quantity] for result in results]), experiment.UNITS[quantity.split("/")[-1]]
-        )
-        for quantity in results[0]["quantities"]
-    }
+    floors = getattr(experiment, "FLOORS", {})
+    quantities = {}
+    for quantity in results[0]["quantities"]:
+        metric = quantity.split("/")[-1]
+        values = np.array([result["quantities"][quantity] for result in results])
+        quantities[quantity] = records.Quantity.from_seeds(values, experiment.UNITS[metric], floors.get(metric, 0.0))
     curves = {curve: np.stack([result["curves"][curve] for result in results]) for curve in results[0]["curves"]}
     return records.Record(name, profile, settings, made_with, quantities, curves)
 

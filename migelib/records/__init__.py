@@ -53,14 +53,19 @@ class Quantity:
     rule: str
 
     @classmethod
-    def from_seeds(cls, values: np.ndarray, unit: str) -> Quantity:
-        r"""Summarise one value a seed; the tolerance is :math:`t\, s \sqrt{2/n}`, but at least `ROUNDING`."""
+    def from_seeds(cls, values: np.ndarray, unit: str, floor: float = 0.0) -> Quantity:
+        r"""Summarise one value a seed; the tolerance is :math:`t\, s \sqrt{2/n}`, but at least `ROUNDING` and `floor`.
+
+        A floor is for quantities that move in steps, such as accuracies on a finite test set: seeds that happen to
+        agree say nothing about another machine.
+        """
         n = len(values)
         std = float(np.std(values, ddof=1))
         tolerance = stats.t.ppf(0.9995, 2 * n - 2) * std * math.sqrt(2 / n)
         # What differs by less is rounding in single precision: some quantities are zero in exact arithmetic.
         tolerance = max(float(tolerance), ROUNDING * max(1.0, abs(float(np.mean(values)))))
-        return cls(float(np.mean(values)), std, n, unit, tolerance, RULE)
+        rule = RULE if tolerance >= floor else f"the least that this metric resolves: {floor:g}"
+        return cls(float(np.mean(values)), std, n, unit, max(tolerance, floor), rule)
 
     def prediction_interval(self, level: float = 0.99) -> tuple[float, float]:
         """Interval that holds one further run with probability `level`, if runs are normally distributed."""
