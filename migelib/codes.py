@@ -49,7 +49,7 @@ class GaussianCode:
         return GaussianCode(self.mean.detach(), self.scale.detach())
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "n d"]:
-        r"""One reparameterised sample a conditional, :math:`\mu_i + \sigma_i \epsilon_i`; the generator is a CPU one."""
+        r"""One sample of each conditional, :math:`\mu_i + \sigma_i \epsilon_i`, differentiable; from a CPU generator."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
         return self.mean + self.scale * noise.to(self.mean.device)
 
@@ -196,10 +196,11 @@ def mixture_information_surrogate(
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of I(x; z), with the score of the batch's own mixture for that of q(z).
 
-    Both scores act along the sample, :math:`\frac1n \sum_i (\nabla_z \ln q(z_i \mid x_i) - \hat s(z_i)) \cdot z_i`: where
-    one conditional dominates the mixture at its own sample the two cancel, whereas the exact H(z | x) would leave the
-    noise of the second. That is the case as soon as I(x; z) exceeds :math:`\ln n`, and then there is no gradient, or,
-    with that conditional left out, a pull towards the nearest other one.
+    Both scores act along the sample,
+    :math:`\frac1n \sum_i (\nabla_z \ln q(z_i \mid x_i) - \hat s(z_i)) \cdot z_i`: where one conditional dominates the
+    mixture at its own sample the two cancel, whereas the exact H(z | x) would leave the noise of the second. That is
+    the case as soon as I(x; z) exceeds :math:`\ln n`, and then there is no gradient, or, with that conditional left
+    out, a pull towards the nearest other one.
     """
     fixed = code.detach()
     own = (fixed.mean - z.detach()) / fixed.scale.square()
@@ -255,8 +256,8 @@ def information_bracket(code: GaussianCode, generator: torch.Generator) -> tuple
     r"""Two estimates of I(x; z), in nats, from n conditionals, that bracket it in expectation.
 
     The mean of :math:`\ln q(z_i \mid x_i) / \hat q(z_i)` with the mixture of all n conditionals for :math:`\hat q` is
-    biased downwards, and cannot exceed :math:`\ln n`; with the mixture of the other n - 1 it is biased upwards [Poole et
-    al., ICML 2019, sec. 2].
+    biased downwards, and cannot exceed :math:`\ln n`; with the mixture of the other n - 1 it is biased upwards
+    [Poole et al., ICML 2019, sec. 2].
     """
     code = GaussianCode(code.mean.double(), code.scale.double())  # squares of large distances cancel
     z = code.sample(generator)

@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import bounds
 from ..codes import (
+    Centres,
     GaussianCode,
     Moments,
     code_information_surrogate,
-    Centres,
     information_bracket,
     mixture_information_surrogate,
     mixture_of_classes_surrogate,
@@ -180,6 +180,11 @@ class LinearCode:
         """Of z."""
         return self.loading @ self.loading.mT + torch.diag((2 * self.log_scale).exp())
 
+    def moments(self) -> Moments:
+        """True moments of z, held fixed."""
+        loading, scale = self.loading.detach(), self.log_scale.detach().exp()
+        return Moments(torch.zeros_like(scale), loading @ loading.mT, scale.square())
+
     def information(self) -> Float[Tensor, ""]:
         """I(x; z), in nats, differentiable."""
         return 0.5 * torch.linalg.slogdet(self.covariance()).logabsdet - self.log_scale.sum()
@@ -216,6 +221,7 @@ def gradient_estimates(
     return {
         "exact-joint": joint_exact,
         "exact-marginal": lambda: with_score(true_score()),
+        "exact-averaged": lambda: code.gaussian_surrogate(task.moments()),
         "mige": lambda: mutual_information_surrogate(x, z, SSGE()),
         "mige-marginal": marginal(SSGE()),
         "mige-whitened": marginal(Transformed(Whitening(0.03), SSGE())),
@@ -365,13 +371,17 @@ class Penalty:
         return iter(())
 
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+        """The penalty; for the score-based ones only its gradient means anything."""
+        return self._value(batch)
+
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return batch.z.new_zeros(())
 
 
 class Confidence(Penalty):
     """Minus the entropy of the predicted classes [Pereyra et al., 2017]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         log_probs = batch.logits.log_softmax(-1)
         return (log_probs.exp() * log_probs).sum(-1).mean()
 
@@ -379,7 +389,7 @@ class Confidence(Penalty):
 class Rate(Penalty):
     """The variational bottleneck: I(x; z) + KL(q(z) || N(0, I)) [Alemi et al., ICLR 2017]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return batch.code.rate()
 
 
@@ -393,9 +403,10 @@ class MixturePrior(Penalty):
         self.logits = nn.Parameter(torch.zeros(k, device=device))
 
     def parameters(self) -> Iterator[nn.Parameter]:
+        """Means, scales and weights of the prior."""
         return iter((self.means, self.log_scales, self.logits))
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         prior = GaussianCode(self.means, self.log_scales.exp())
         log_prior = (prior.log_conditional(batch.z) + self.logits.log_softmax(0)[:, None]).logsumexp(0)
         return -batch.code.conditional_entropy() - log_prior.mean()
@@ -404,14 +415,14 @@ class MixturePrior(Penalty):
 class Pairwise(Penalty):
     """The nonlinear bottleneck's bound [Kolchinsky, Tracey & Wolpert, Entropy 21, 2019]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return pairwise_information(batch.code)
 
 
 class Club(Penalty):
     """CLUB with the conditional known [Cheng et al., ICML 2020]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return bounds.club(batch.code.log_conditional(batch.z))
 
 
@@ -423,7 +434,7 @@ class Mine(Penalty):
         self.critic, self.decay, self.log_mean = critic.to(device), config.critic_decay, None
         self.optimiser = _adam(self.critic.parameters(), config.critic_learning_rate)
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         value, self.log_mean = bounds.mine(self.critic(batch.x, batch.z.detach()), self.log_mean, self.decay)
         self.optimiser.zero_grad()
         (-value).backward()
@@ -434,7 +445,7 @@ class Mine(Penalty):
 class Joint(Penalty):
     """MIGE as in its paper: the joint and the marginal score, both by SSGE."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return mutual_information_surrogate(batch.x, batch.z, SSGE())
 
 
@@ -443,7 +454,7 @@ class Marginal(Penalty):
 
     estimator = SSGE()
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return code_information_surrogate(batch.code, batch.z, self.estimator)
 
 
@@ -456,7 +467,7 @@ class MarginalResidual(Marginal):
 class LeaveOut(Penalty):
     """The same with the score of the mixture of the other conditionals of the batch."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return mixture_information_surrogate(batch.code, batch.z, leave_out=True)
 
 
@@ -466,7 +477,7 @@ class Gaussian(Penalty):
     def __init__(self, config: Config, generator: torch.Generator, device: torch.device) -> None:
         self.memory, self.moments = config.memory, None
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         now = Moments.of(batch.code)
         self.moments = now if self.moments is None else self.moments.mixed(now, 1 - self.memory)
         return batch.code.gaussian_surrogate(self.moments)
@@ -480,7 +491,7 @@ class Classes(Penalty):
         self.means = torch.zeros(CLASSES, config.code, device=device)
         self.counts = torch.zeros(CLASSES, device=device)
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
         fixed = batch.code.detach()
         member = F.one_hot(batch.y, CLASSES).to(fixed.mean)
         now = member.sum(0)
@@ -496,8 +507,8 @@ class Classes(Penalty):
 class GaussianDivergence(Gaussian):
     """KL(q(z) || N(0, I)) alone: the rate less what `Gaussian` says of the information."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
-        return batch.code.rate() - super().__call__(batch)
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
+        return batch.code.rate() - super()._value(batch)
 
 
 class GaussianBoth(Gaussian):
@@ -507,8 +518,8 @@ class GaussianBoth(Gaussian):
         super().__init__(config, generator, device)
         self.share = config.kl_share
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
-        return (1 - self.share) * super().__call__(batch) + self.share * batch.code.rate()
+    def _value(self, batch: Batch) -> Float[Tensor, ""]:
+        return (1 - self.share) * super()._value(batch) + self.share * batch.code.rate()
 
 
 METHODS: dict[str, tuple[str, type[Penalty]]] = {
@@ -565,7 +576,8 @@ PROFILES = {
         epochs=8,
         learning_rate=1e-3,
         average=0.99,
-        sweep_epochs=6,
+        sweep_train=5000,
+        plane_weights=(1e-3, 1e-2, 3e-2, 1e-1),
         plane=("vib", "kl", "mige-gaussian", "mige-classes"),
         gradient_batches=8,
     ),
