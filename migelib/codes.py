@@ -49,7 +49,7 @@ class GaussianCode:
         return GaussianCode(self.mean.detach(), self.scale.detach())
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "n d"]:
-        r"""One sample of each conditional, :math:`\mu_i + \sigma_i \epsilon_i`, differentiable; from a CPU generator."""
+        r"""A sample of each conditional, :math:`\mu_i + \sigma_i \epsilon_i`, differentiable; from a CPU generator."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
         return self.mean + self.scale * noise.to(self.mean.device)
 
