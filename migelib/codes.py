@@ -118,7 +118,7 @@ class GaussianCode:
             Of past codes; by default those of this batch.
         """
         moments = Moments.of(self) if moments is None else moments
-        precision = torch.cholesky_inverse(torch.linalg.cholesky(moments.covariance()))
+        precision = _inverse(moments.covariance())
         centred = self.mean - moments.mean
         quadratic = ((centred @ precision) * centred).sum(-1) + self.scale.square() @ precision.diagonal()
         return 0.5 * quadratic.mean() - self.conditional_entropy()
@@ -233,7 +233,7 @@ def mixture_of_classes_surrogate(code: GaussianCode, z: Float[Tensor, "n d"], ce
     exact; z serves for the responsibilities only.
     """
     covariance = centres.within.second + torch.diag(centres.within.noise)
-    precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    precision = _inverse(covariance)
     pulled = centres.means @ precision
     log_odds = z.detach() @ pulled.mT - 0.5 * (pulled * centres.means).sum(-1) + centres.weights.clamp_min(1e-9).log()
     centred = code.mean - log_odds.softmax(-1) @ centres.means
@@ -271,6 +271,11 @@ def information_bracket(code: GaussianCode, generator: torch.Generator) -> tuple
     ]
     upper = own - torch.cat([block.logsumexp(0) for block in others]) + math.log(n - 1)
     return float(lower.mean()), float(upper.mean())
+
+
+def _inverse(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """Inverse by Cholesky, computed in float64: the noise of a trained code may be far smaller than its signal."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(covariance.double())).to(covariance.dtype)
 
 
 def _diagonal(matrix: Float[Tensor, "n m"], start: int = 0) -> Tensor:

@@ -144,6 +144,17 @@ def test_bracket_holds_the_information_of_a_linear_code():
     assert information_bracket(lonely, torch.Generator().manual_seed(1))[0] == pytest.approx(math.log(50), abs=1e-6)
 
 
+def test_bracket_is_that_of_the_whole_matrix():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(1500, 2, dtype=torch.float64, generator=generator)  # two blocks
+    code = GaussianCode(mean, torch.full_like(mean, 0.1))
+    matrix = code.log_conditional(code.sample(torch.Generator().manual_seed(1)))
+    own, others = matrix.diagonal(), torch.where(torch.eye(1500, dtype=torch.bool), -torch.inf, matrix)
+    low = (own - matrix.logsumexp(0) + math.log(1500)).mean()
+    high = (own - others.logsumexp(0) + math.log(1499)).mean()
+    assert information_bracket(code, torch.Generator().manual_seed(1)) == pytest.approx((float(low), float(high)))
+
+
 def test_true_scores_average_to_the_gradient_of_the_information():
     task = bottleneck.LinearCode(torch.tensor([[1.5, 0.2], [0.1, 0.7]]).double(), torch.tensor([0.1, -0.2]).double())
     task = bottleneck.LinearCode(task.loading.requires_grad_(), task.log_scale.requires_grad_())
