@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from migelib import SSGE
+from migelib import SSGE, records
 from migelib.codes import (
     Centres,
     GaussianCode,
@@ -266,3 +266,40 @@ def test_run_seed_names_what_units_know():
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+RECORDED = [profile for name, profile in records.available() if name == "bottleneck"]
+
+
+@pytest.mark.parametrize("profile", RECORDED)
+def test_recorded_gradients_say_what_the_chapter_says(profile):
+    record = records.load("bottleneck", profile)
+    largest = f"k{max(record.config['gradient_codes'])}"
+    ssge, gauss = (record[f"{method}/{largest}/scale_drift"] for method in ("mige-marginal", "mige-gaussian"))
+    assert ssge.mean + 5 * ssge.std < -0.3
+    assert abs(gauss.mean) < 0.01
+    cosine = {
+        m: record[f"{m}/{largest}/cosine"] for m in ("exact-joint", "exact-marginal", "exact-averaged", "mige-gaussian")
+    }
+    assert cosine["exact-marginal"].mean < cosine["exact-joint"].mean < cosine["exact-averaged"].mean
+    assert cosine["mige-gaussian"].mean == pytest.approx(cosine["exact-averaged"].mean, abs=0.02)
+    assert record["exact-marginal/k16/cosine"].mean > record["exact-joint/k16/cosine"].mean
+    assert record[f"nib/{largest}/relative_error"].mean == pytest.approx(1, abs=1e-3)
+    assert record[f"mige/{largest}/cosine"].mean < 0.15
+
+
+@pytest.mark.parametrize("profile", RECORDED)
+def test_recorded_errors_say_what_the_chapter_says(profile):
+    curves = records.load("bottleneck", profile).curves
+
+    def difference(method, metric="test_error"):
+        paired = curves[f"{method}/{metric}"].astype(float) - curves[f"stochastic/{metric}"]
+        return paired.mean(), 2 * paired.std(ddof=1) / len(paired) ** 0.5
+
+    for method in ("vib", "kl", "mige-gaussian", "mige-classes"):
+        mean, width = difference(method)
+        assert mean + width < 0
+    mean, width = difference("mige-marginal")
+    assert mean + width > 0
+    assert curves["mige-marginal/code_scale"].min() > curves["stochastic/code_scale"].max()
+    assert difference("vib", "nll")[0] > 0 > difference("mige-classes", "nll")[0]
