@@ -569,7 +569,7 @@ PROFILES = {
         gradient_batches=4,
     ),
     "cpu": Config(
-        seeds=3,
+        seeds=5,
         methods=tuple(METHODS),
         hidden=192,
         code=128,
