@@ -14,6 +14,7 @@ LAYERS = [
     {"kernels", "transforms"},
     {"scores"},
     {"surrogates", "bounds", "tasks"},
+    {"codes"},
     {"records", "data", "models", "plotting"},
     {"experiments"},
     {"__main__"},

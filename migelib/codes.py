@@ -1,0 +1,283 @@
+r"""Codes with a known conditional, :math:`q(z \mid x_i) = N(\mu_i, \mathrm{diag}\, \sigma_i^2)`, and their information.
+
+A stochastic encoder that is reparameterised, :math:`z = \mu(x) + \sigma(x)\, \epsilon`, has a conditional density in
+closed form. Then :math:`H(z \mid x)` is exact, and only the marginal q(z) is unknown.
+Derived in :doc:`/book/12_bottleneck`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .scores import ScoreEstimator
+from .surrogates import entropy_surrogate
+
+
+@dataclass(frozen=True)
+class GaussianCode:
+    r"""A batch of conditionals of a stochastic encoder.
+
+    Parameters
+    ----------
+    mean, scale : Tensor [n, d]
+        :math:`\mu_i` and :math:`\sigma_i > 0`, differentiable in the encoder.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, are not [n, d], or a scale is not positive.
+    """
+
+    mean: Float[Tensor, "n d"]
+    scale: Float[Tensor, "n d"]
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 2 or self.mean.shape != self.scale.shape:
+            raise ValueError(
+                f"mean and scale: expected one shape [n, d], got {tuple(self.mean.shape)} and {tuple(self.scale.shape)}"
+            )
+        if not bool((self.scale > 0).all()):
+            raise ValueError("scale: expected positive values")
+
+    def detach(self) -> GaussianCode:
+        """The same code without gradients."""
+        return GaussianCode(self.mean.detach(), self.scale.detach())
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "n d"]:
+        r"""A sample of each conditional, :math:`\mu_i + \sigma_i \epsilon_i`, differentiable; from a CPU generator."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.mean + self.scale * noise.to(self.mean.device)
+
+    def conditional_entropy(self) -> Float[Tensor, ""]:
+        r""":math:`H(z \mid x)`, in nats; exact for the batch, and so is its gradient."""
+        return self.scale.log().sum(-1).mean() + 0.5 * self.mean.shape[-1] * math.log(2 * math.pi * math.e)
+
+    def rate(self) -> Float[Tensor, ""]:
+        r"""Rate of the variational bottleneck, :math:`E\, \mathrm{KL}(q(z \mid x) \,\|\, N(0, I))`, in nats.
+
+        It is :math:`I(x; z) + \mathrm{KL}(q(z) \,\|\, N(0, I))` [Alemi et al., ICLR 2017].
+        """
+        squares = self.mean.square() + self.scale.square()
+        return (0.5 * (squares - 1) - self.scale.log()).sum(-1).mean()
+
+    def log_conditional(self, points: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        r"""Matrix of :math:`\ln q(z_j \mid x_i)` at (i, j)."""
+        offset = self.mean.mean(0).detach()  # distances do not change; the expanded square loses fewer digits
+        mean, points = self.mean - offset, points - offset
+        precision = self.scale.square().reciprocal()
+        squares = precision @ points.square().mT - 2 * (precision * mean) @ points.mT
+        squares = squares + (precision * mean.square()).sum(-1, keepdim=True)
+        log_scale = self.scale.log().sum(-1, keepdim=True)
+        return -0.5 * squares.clamp_min(0) - log_scale - 0.5 * self.mean.shape[-1] * math.log(2 * math.pi)
+
+    def pairwise_kl(self) -> Float[Tensor, "n n"]:
+        r"""Matrix of :math:`\mathrm{KL}(q(z \mid x_i) \,\|\, q(z \mid x_j))` at (i, j), in nats."""
+        mean = self.mean - self.mean.mean(0).detach()
+        precision = self.scale.square().reciprocal()
+        squares = (mean.square() + self.scale.square()) @ precision.mT - 2 * mean @ (precision * mean).mT
+        squares = squares + (precision * mean.square()).sum(-1)
+        log_scale = self.scale.log().sum(-1)
+        kl = 0.5 * (squares - self.mean.shape[-1]) + log_scale - log_scale[:, None]
+        return kl.masked_fill(_diagonal(kl), 0).clamp_min(0)
+
+    def mixture_score(self, points: Float[Tensor, "m d"], leave_out: bool = False) -> Float[Tensor, "m d"]:
+        r"""Score of the batch's mixture :math:`\frac1n \sum_i q(z \mid x_i)` at points, held fixed.
+
+        A kernel density estimate whose kernels are known.
+
+        Parameters
+        ----------
+        points : Tensor [m, d]
+            Where to evaluate.
+        leave_out : bool
+            Leave conditional j out at point j, m = n: that which the point was drawn from.
+        """
+        code, points = self.detach(), points.detach()
+        log_terms = code.log_conditional(points)
+        if leave_out:
+            log_terms = log_terms.masked_fill(_diagonal(log_terms), -torch.inf)
+        weights = torch.softmax(log_terms, dim=0).mT
+        precision = code.scale.square().reciprocal()
+        offset = code.mean.mean(0)
+        return weights @ (precision * (code.mean - offset)) - (weights @ precision) * (points - offset)
+
+    def gaussian_surrogate(self, moments: Moments | None = None) -> Float[Tensor, ""]:
+        r"""Scalar whose gradient is that of I(x; z) with the score of a Gaussian that has the code's covariance.
+
+        The covariance is that of the means plus the mean of the noise's; so it is regular for any n. The score being
+        affine, the expectation over the noise is exact and no sample is needed.
+
+        Parameters
+        ----------
+        moments : Moments, optional
+            Of past codes; by default those of this batch.
+        """
+        moments = Moments.of(self) if moments is None else moments
+        precision = _inverse(moments.covariance())
+        centred = self.mean - moments.mean
+        quadratic = ((centred @ precision) * centred).sum(-1) + self.scale.square() @ precision.diagonal()
+        return 0.5 * quadratic.mean() - self.conditional_entropy()
+
+    def gaussian_information(self) -> Float[Tensor, ""]:
+        r"""Information if q(z) were Gaussian, :math:`\frac12 \ln\det\Sigma - E \sum_k \ln \sigma_k(x)`, in nats.
+
+        With the true covariance an upper bound, since the Gaussian has the largest entropy; from n samples of the
+        means it is biased downwards.
+        """
+        return 0.5 * torch.linalg.slogdet(Moments.of(self).covariance()).logabsdet - self.scale.log().sum(-1).mean()
+
+
+@dataclass(frozen=True)
+class Moments:
+    r"""Mean and covariance of q(z), from the conditionals of one batch or of many.
+
+    Attributes
+    ----------
+    mean : Tensor [d]
+        Of the means.
+    second : Tensor [d, d]
+        Mean of :math:`\mu_i \mu_i^\top`.
+    noise : Tensor [d]
+        Mean of :math:`\sigma_i^2`.
+    """
+
+    mean: Float[Tensor, "d"]
+    second: Float[Tensor, "d d"]
+    noise: Float[Tensor, "d"]
+
+    @classmethod
+    def of(cls, code: GaussianCode) -> Moments:
+        """Moments of one batch, held fixed."""
+        mean, scale = code.mean.detach(), code.scale.detach()
+        return cls(mean.mean(0), mean.mT @ mean / len(mean), scale.square().mean(0))
+
+    def mixed(self, other: Moments, weight: float) -> Moments:
+        """Moments of a mixture: `weight` of the other, the rest of this."""
+        return Moments(
+            torch.lerp(self.mean, other.mean, weight),
+            torch.lerp(self.second, other.second, weight),
+            torch.lerp(self.noise, other.noise, weight),
+        )
+
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Of z: that of the means plus the mean of the noise's."""
+        return self.second - self.mean[:, None] * self.mean + torch.diag(self.noise)
+
+
+def code_information_surrogate(
+    code: GaussianCode, z: Float[Tensor, "n d"], estimator: ScoreEstimator | str | None = None
+) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient estimates that of :math:`I(x; z) = H(z) - H(z \mid x)`: the first by EGE, the other exact.
+
+    Parameters
+    ----------
+    code : GaussianCode
+        The conditionals.
+    z : Tensor [n, d]
+        Reparameterised samples of them.
+    estimator : ScoreEstimator or str, optional
+        How to estimate the score of z (see `scores.as_estimator`).
+
+    Returns
+    -------
+    Tensor []
+        Only its gradient means anything: do not log its value as an information.
+    """
+    return entropy_surrogate(z, estimator) - code.conditional_entropy()
+
+
+def mixture_information_surrogate(
+    code: GaussianCode, z: Float[Tensor, "n d"], leave_out: bool = False
+) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient estimates that of I(x; z), with the score of the batch's own mixture for that of q(z).
+
+    Both scores act along the sample,
+    :math:`\frac1n \sum_i (\nabla_z \ln q(z_i \mid x_i) - \hat s(z_i)) \cdot z_i`: where one conditional dominates the
+    mixture at its own sample the two cancel, whereas the exact H(z | x) would leave the noise of the second. That is
+    the case as soon as I(x; z) exceeds :math:`\ln n`, and then there is no gradient, or, with that conditional left
+    out, a pull towards the nearest other one.
+    """
+    fixed = code.detach()
+    own = (fixed.mean - z.detach()) / fixed.scale.square()
+    return ((own - code.mixture_score(z, leave_out)) * z).sum(-1).mean()
+
+
+@dataclass(frozen=True)
+class Centres:
+    r"""Mixture of Gaussians with a common covariance for q(z).
+
+    Attributes
+    ----------
+    means : Tensor [c, d]
+        Of the components.
+    weights : Tensor [c]
+        Of the components, summing to one.
+    within : Moments
+        Moments of the codes' deviations from the means of their components.
+    """
+
+    means: Float[Tensor, "c d"]
+    weights: Float[Tensor, "c"]
+    within: Moments
+
+
+def mixture_of_classes_surrogate(code: GaussianCode, z: Float[Tensor, "n d"], centres: Centres) -> Float[Tensor, ""]:
+    r"""Scalar whose gradient is that of I(x; z) with the score of a mixture of Gaussians of a common covariance.
+
+    Given the responsibilities of the components at the sample, the score is affine and its expectation over the noise
+    exact; z serves for the responsibilities only.
+    """
+    covariance = centres.within.second + torch.diag(centres.within.noise)
+    precision = _inverse(covariance)
+    pulled = centres.means @ precision
+    log_odds = z.detach() @ pulled.mT - 0.5 * (pulled * centres.means).sum(-1) + centres.weights.clamp_min(1e-9).log()
+    centred = code.mean - log_odds.softmax(-1) @ centres.means
+    quadratic = ((centred @ precision) * centred).sum(-1) + code.scale.square() @ precision.diagonal()
+    return 0.5 * quadratic.mean() - code.conditional_entropy()
+
+
+def pairwise_information(code: GaussianCode) -> Float[Tensor, ""]:
+    r"""Kolchinsky and Tracey's bound, :math:`-\frac1n \sum_i \ln \frac1n \sum_j e^{-\mathrm{KL}(q_i \| q_j)}`, in nats.
+
+    An upper bound on the information between the index of the batch's input and z, which is at most :math:`\ln n`; the
+    penalty of the nonlinear bottleneck [Kolchinsky, Tracey & Wolpert, Entropy 21, 2019]. Differentiable.
+    """
+    kl = code.pairwise_kl()
+    return math.log(len(kl)) - torch.logsumexp(-kl, dim=1).mean()
+
+
+@torch.no_grad()
+def information_bracket(code: GaussianCode, generator: torch.Generator) -> tuple[float, float]:
+    r"""Two estimates of I(x; z), in nats, from n conditionals, that bracket it in expectation.
+
+    The mean of :math:`\ln q(z_i \mid x_i) / \hat q(z_i)` with the mixture of all n conditionals for :math:`\hat q` is
+    biased downwards, and cannot exceed :math:`\ln n`; with the mixture of the other n - 1 it is biased upwards
+    [Poole et al., ICML 2019, sec. 2].
+    """
+    code = GaussianCode(code.mean.double(), code.scale.double())  # squares of large distances cancel
+    z = code.sample(generator)
+    n = len(z)
+    blocks = [code.log_conditional(block) for block in z.split(1024)]
+    own = torch.cat([block.diagonal(-start) for start, block in zip(range(0, n, 1024), blocks, strict=True)])
+    lower = own - torch.cat([block.logsumexp(0) for block in blocks]) + math.log(n)
+    others = [
+        block.masked_fill(_diagonal(block, start), -torch.inf)
+        for start, block in zip(range(0, n, 1024), blocks, strict=True)
+    ]
+    upper = own - torch.cat([block.logsumexp(0) for block in others]) + math.log(n - 1)
+    return float(lower.mean()), float(upper.mean())
+
+
+def _inverse(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """Inverse by Cholesky, computed in float64: the noise of a trained code may be far smaller than its signal."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(covariance.double())).to(covariance.dtype)
+
+
+def _diagonal(matrix: Float[Tensor, "n m"], start: int = 0) -> Tensor:
+    rows = torch.arange(matrix.shape[0], device=matrix.device)[:, None]
+    return rows == torch.arange(matrix.shape[1], device=matrix.device) + start

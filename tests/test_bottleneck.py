@@ -1,0 +1,305 @@
+"""The bottleneck's parts against closed forms and slow oracles, and what its records claim."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
+
+from migelib import SSGE, records
+from migelib.codes import (
+    Centres,
+    GaussianCode,
+    Moments,
+    code_information_surrogate,
+    information_bracket,
+    mixture_information_surrogate,
+    mixture_of_classes_surrogate,
+    pairwise_information,
+)
+from migelib.data import load_mnist_5k
+from migelib.experiments import bottleneck
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def code():
+    generator = torch.Generator().manual_seed(0)
+    mean = 2 * torch.randn(12, 3, generator=generator, dtype=torch.float64) + 5
+    scale = 0.3 + torch.rand(12, 3, generator=generator, dtype=torch.float64)
+    return GaussianCode(mean.requires_grad_(), scale.requires_grad_())
+
+
+def conditionals(code):
+    return [Independent(Normal(m, s), 1) for m, s in zip(code.mean, code.scale, strict=True)]
+
+
+def gradient(surrogate, code):
+    found = torch.autograd.grad(surrogate, (code.mean, code.scale), retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(code.mean) if g is None else g for g in found]
+
+
+def same_gradient(a, b, code):
+    return all(torch.allclose(x, y, atol=1e-10) for x, y in zip(gradient(a, code), gradient(b, code), strict=True))
+
+
+def test_entropy_rate_and_pairwise_divergence_are_those_of_torch(code):
+    each = conditionals(code)
+    prior = Independent(Normal(torch.zeros(3).double(), torch.ones(3).double()), 1)
+    assert torch.isclose(code.conditional_entropy(), torch.stack([q.entropy() for q in each]).mean())
+    assert torch.isclose(code.rate(), torch.stack([kl_divergence(q, prior) for q in each]).mean())
+    kl = torch.stack([torch.stack([kl_divergence(p, q) for q in each]) for p in each])
+    assert torch.allclose(code.pairwise_kl(), kl, atol=1e-9)
+
+
+def test_log_conditional_is_that_of_torch(code):
+    points = code.sample(torch.Generator().manual_seed(1))[:7].detach()
+    assert torch.allclose(code.log_conditional(points), torch.stack([q.log_prob(points) for q in conditionals(code)]))
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_mixture_score_is_the_gradient_of_the_log_density(code, leave_out):
+    points = code.sample(torch.Generator().manual_seed(1)).detach().requires_grad_()
+    log_density = torch.stack([q.log_prob(points) for q in conditionals(code.detach())])
+    if leave_out:
+        log_density = torch.where(torch.eye(12, dtype=torch.bool), -torch.inf, log_density)
+    (score,) = torch.autograd.grad(log_density.logsumexp(0).sum(), points)
+    assert torch.allclose(code.mixture_score(points, leave_out), score)
+
+
+def test_gaussian_surrogate_has_the_gradient_of_the_gaussian_information(code):
+    centred = code.mean - code.mean.mean(0)
+    covariance = centred.mT @ centred / len(code.mean) + torch.diag(code.scale.square().mean(0))
+    information = 0.5 * torch.logdet(covariance) - code.scale.log().sum(-1).mean()
+    assert torch.isclose(code.gaussian_information(), information)
+    assert same_gradient(code.gaussian_surrogate(), information, code)
+
+
+def test_gaussian_surrogate_is_the_expectation_over_the_noise(code):
+    # The affine score at samples, with antithetic noise: odd terms cancel exactly, squares are 1 for noise of ±1.
+    moments = Moments.of(code)
+    precision = torch.linalg.inv(moments.covariance())
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3)
+    samples = [code.mean + code.scale * sign for sign in signs]
+    entropy = sum((((z - moments.mean) @ precision).detach() * z).sum(-1).mean() for z in samples) / len(samples)
+    assert same_gradient(code.gaussian_surrogate(moments), entropy - code.conditional_entropy(), code)
+
+
+def test_the_scale_does_not_drift_with_the_gaussian_but_does_with_ssge(code):
+    z = code.sample(torch.Generator().manual_seed(1))
+    drifts = []
+    for surrogate in (code.gaussian_surrogate(), code_information_surrogate(code, z, SSGE())):
+        by_mean, by_scale = gradient(surrogate, code)
+        drifts.append(float((by_mean * code.mean.detach()).sum() + (by_scale * code.scale.detach()).sum()))
+    assert abs(drifts[0]) < 1e-10
+    assert drifts[1] < -0.1  # a shrunk score: the penalty is lowered by mere growth
+
+
+def test_one_class_is_the_gaussian(code):
+    moments = Moments.of(code)
+    deviations = Moments.of(GaussianCode(code.mean - moments.mean, code.scale))
+    one = Centres(moments.mean[None], torch.ones(1).double(), deviations)
+    assert same_gradient(mixture_of_classes_surrogate(code, code.mean, one), code.gaussian_surrogate(), code)
+
+
+def test_classes_have_the_score_of_their_mixture(code):
+    means = torch.tensor([[3.0, 5.0, 5.0], [7.0, 5.0, 4.0]]).double()
+    weights = torch.tensor([0.3, 0.7]).double()
+    within = Moments(torch.zeros(3).double(), 2 * torch.eye(3).double() + 0.5, torch.tensor([0.1, 0.2, 0.3]).double())
+    covariance = within.second + torch.diag(within.noise)
+    mixture = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariance))
+    points = code.mean.detach().clone().requires_grad_()
+    (score,) = torch.autograd.grad(mixture.log_prob(points).sum(), points)
+    by_mean, _ = gradient(mixture_of_classes_surrogate(code, code.mean, Centres(means, weights, within)), code)
+    assert torch.allclose(by_mean, -score / len(points))
+
+
+def test_mixture_surrogate_vanishes_where_conditionals_do_not_overlap():
+    mean = (100.0 * torch.arange(4)[:, None]).requires_grad_()
+    code = GaussianCode(mean, torch.ones(4, 1).requires_grad_())
+    z = code.sample(torch.Generator().manual_seed(0))
+    assert all(float(g.abs().max()) < 1e-4 for g in gradient(mixture_information_surrogate(code, z), code))
+    assert float(gradient(mixture_information_surrogate(code, z, leave_out=True), code)[0].abs().max()) > 1
+
+
+def test_pairwise_information_is_zero_for_equal_and_log_n_for_distant_conditionals():
+    scale = torch.ones(8, 2)
+    assert float(pairwise_information(GaussianCode(torch.ones(8, 2), scale))) == pytest.approx(0, abs=1e-5)
+    far = GaussianCode(100.0 * torch.arange(8)[:, None].expand(8, 2), scale)
+    assert float(pairwise_information(far)) == pytest.approx(math.log(8), abs=1e-5)
+
+
+def test_bracket_holds_the_information_of_a_linear_code():
+    task = bottleneck.LinearCode(torch.tensor([[2.0, 0.5], [0.0, 1.0]]).double(), torch.zeros(2).double())
+    code = task.encode(torch.randn(3000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    low, high = information_bracket(code, torch.Generator().manual_seed(1))
+    # Spread of ln q(z | x) / q(z) over 3,000 samples: 0.03 nat; blocks of 1,024 are crossed.
+    assert low < high
+    assert low == pytest.approx(float(task.information()), abs=0.08)
+    assert high == pytest.approx(float(task.information()), abs=0.08)
+    lonely = GaussianCode(1000 * code.mean[:50], code.scale[:50])
+    assert information_bracket(lonely, torch.Generator().manual_seed(1))[0] == pytest.approx(math.log(50), abs=1e-6)
+
+
+def test_bracket_is_that_of_the_whole_matrix():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(1500, 2, dtype=torch.float64, generator=generator)  # two blocks
+    code = GaussianCode(mean, torch.full_like(mean, 0.1))
+    matrix = code.log_conditional(code.sample(torch.Generator().manual_seed(1)))
+    own, others = matrix.diagonal(), torch.where(torch.eye(1500, dtype=torch.bool), -torch.inf, matrix)
+    low = (own - matrix.logsumexp(0) + math.log(1500)).mean()
+    high = (own - others.logsumexp(0) + math.log(1499)).mean()
+    assert information_bracket(code, torch.Generator().manual_seed(1)) == pytest.approx((float(low), float(high)))
+
+
+def test_true_scores_average_to_the_gradient_of_the_information():
+    task = bottleneck.LinearCode(torch.tensor([[1.5, 0.2], [0.1, 0.7]]).double(), torch.tensor([0.1, -0.2]).double())
+    task = bottleneck.LinearCode(task.loading.requires_grad_(), task.log_scale.requires_grad_())
+    truth = torch.autograd.grad(task.information(), (task.loading, task.log_scale))
+    estimates = bottleneck.gradient_estimates(task, 0, 200_000, torch.Generator().manual_seed(0))
+    for method in ("exact-joint", "exact-marginal", "exact-averaged", "mige-gaussian-batch"):
+        found = torch.autograd.grad(
+            estimates[method](), (task.loading, task.log_scale), retain_graph=True, allow_unused=True
+        )
+        for estimate, true in zip(found, truth, strict=True):
+            assert torch.allclose(torch.zeros_like(true) if estimate is None else estimate, true, atol=0.02)
+
+
+@pytest.mark.parametrize("signal", [0.25, 1.0, 9.0])
+def test_variances_with_the_conditional_sampled_and_known(signal):
+    # One coordinate, noise of variance one: see the chapter's lemma.
+    generator = torch.Generator().manual_seed(0)
+    m = signal**0.5 * torch.randn(200_000, generator=generator)
+    noise = torch.randn(200_000, generator=generator)
+    known = (m + noise) / (1 + signal)
+    assert float(known.var() / (known - noise).var()) == pytest.approx(1 / signal, rel=0.02)
+    assert float((m / (1 + signal)).var()) == pytest.approx(signal / (1 + signal) ** 2, rel=0.02)
+
+
+def test_calibration_error_of_a_hand_made_example():
+    log_probs = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]]).log()
+    # Bin of 0.9: accuracy 0.5, gap 0.4, half of the samples; bin of 0.6: accuracy 1, gap 0.4.
+    assert bottleneck.calibration_error(log_probs, torch.tensor([0, 1, 1, 1])) == pytest.approx(0.4, abs=1e-6)
+
+
+def test_auroc_counts_pairs():
+    negatives, positives = torch.tensor([0.1, 0.4, 0.4]), torch.tensor([0.4, 0.9])
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
+    assert bottleneck.auroc(negatives, positives) == pytest.approx(np.mean(pairs))
+
+
+def small(**changes):
+    sizes = {
+        "hidden": 24,
+        "code": 8,
+        "train": 300,
+        "epochs": 1,
+        "batch": 50,
+        "prior_components": 3,
+        "critic_hidden": 16,
+    }
+    sweeps = {"sweep_hidden": 24, "sweep_train": 200, "sweep_epochs": 1, "validation": 500, "tuning_seeds": 1}
+    counts = {"attacked": 50, "informed": 60, "gradient_codes": (4,), "gradient_batches": 1, "plane_weights": (1e-2,)}
+    return replace(bottleneck.PROFILES["quick"], **(sizes | sweeps | counts | changes))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return bottleneck._images(small(), CPU)
+
+
+@pytest.mark.parametrize("method", bottleneck.METHODS)
+def test_every_method_trains_reproducibly_and_leaves_the_global_generator_alone(method, images):
+    x, y, x_test, y_test = images
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    first, second = (bottleneck.train(method, 0.1, x[:300], y[:300], small(), 0) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    measured = bottleneck.measure(first, x_test[:60], y_test[:60], small(), 0)
+    assert all(math.isfinite(value) for value in measured.values())
+    if method not in bottleneck.UNWEIGHTED:
+        other = bottleneck.train(method, 0.0, x[:300], y[:300], small(), 0)
+        assert not torch.equal(first.decoder.weight, other.decoder.weight)
+
+
+def test_an_attack_raises_the_error(images):
+    x, y, x_test, y_test = images
+    network = bottleneck.train("baseline", 0.0, x[:2000], y[:2000], small(epochs=8), 0)
+    error = bottleneck.measure(network, x_test[:200], y_test[:200], small(attacked=200), 0)
+    assert error["fgsm_error"] > error["test_error"] + 10
+
+
+def test_tuning_never_sees_test_images_and_takes_the_best_weight(monkeypatch):
+    config = small(methods=("baseline", "vib"), weights=())
+    chosen, curves = bottleneck.tune.__wrapped__(config, CPU)
+    errors = curves["tuning/vib/validation_error"].mean(1)
+    assert chosen == {"baseline": 0.0, "vib": bottleneck.WEIGHTS[int(errors.argmin())]}
+    data = load_mnist_5k()._replace(x_test=None, y_test=None)
+    monkeypatch.setattr(
+        bottleneck, "_dataset", lambda _: data._replace(x_test=data.x_train[:1], y_test=data.y_train[:1])
+    )
+    assert bottleneck.tune.__wrapped__(config, CPU)[0] == chosen
+
+
+def test_run_seed_names_what_units_know():
+    config = small(methods=("baseline", "vib"), weights=(("vib", 1e-2),), plane=("vib",))
+    quantities, curves = bottleneck.run_seed(config, 0, CPU)
+    assert {name.split("/")[-1] for name in quantities} <= set(bottleneck.UNITS)
+    assert quantities["vib/mnist/weight"] == 1e-2
+    assert curves["vib/test_error"] == np.float32(quantities["vib/mnist/test_error"])
+    assert curves["plane/vib/information_low"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GaussianCode(torch.zeros(2, 3), torch.ones(3, 2)), "one shape"),
+        (lambda: GaussianCode(torch.zeros(2, 3), torch.zeros(2, 3)), "positive"),
+        (lambda: bottleneck.Network(4, 4, 4, "gauss"), "unknown name 'gauss'"),
+        (lambda: bottleneck._draw(11, 10, 0, CPU), "at most 10"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+RECORDED = [profile for name, profile in records.available() if name == "bottleneck"]
+
+
+@pytest.mark.parametrize("profile", RECORDED)
+def test_recorded_gradients_say_what_the_chapter_says(profile):
+    record = records.load("bottleneck", profile)
+    largest = f"k{max(record.config['gradient_codes'])}"
+    ssge, gauss = (record[f"{method}/{largest}/scale_drift"] for method in ("mige-marginal", "mige-gaussian"))
+    assert ssge.mean + 5 * ssge.std < -0.3
+    assert abs(gauss.mean) < 0.01
+    cosine = {
+        m: record[f"{m}/{largest}/cosine"] for m in ("exact-joint", "exact-marginal", "exact-averaged", "mige-gaussian")
+    }
+    assert cosine["exact-marginal"].mean < cosine["exact-joint"].mean < cosine["exact-averaged"].mean
+    assert cosine["mige-gaussian"].mean == pytest.approx(cosine["exact-averaged"].mean, abs=0.02)
+    assert record["exact-marginal/k16/cosine"].mean > record["exact-joint/k16/cosine"].mean
+    assert record[f"nib/{largest}/relative_error"].mean == pytest.approx(1, abs=1e-3)
+    assert record[f"mige/{largest}/cosine"].mean < 0.15
+
+
+@pytest.mark.parametrize("profile", RECORDED)
+def test_recorded_errors_say_what_the_chapter_says(profile):
+    curves = records.load("bottleneck", profile).curves
+
+    def difference(method, metric="test_error"):
+        paired = curves[f"{method}/{metric}"].astype(float) - curves[f"stochastic/{metric}"]
+        return paired.mean(), 2 * paired.std(ddof=1) / len(paired) ** 0.5
+
+    for method in ("vib", "kl", "mige-gaussian", "mige-classes"):
+        mean, width = difference(method)
+        assert mean + width < 0
+    mean, width = difference("mige-marginal")
+    assert mean + width > 0
+    assert curves["mige-marginal/code_scale"].min() > curves["stochastic/code_scale"].max()
+    assert difference("vib", "nll")[0] > 0 > difference("mige-classes", "nll")[0]
