@@ -40,11 +40,11 @@ class Stack:
     Parameters
     ----------
     sizes : sequence of int
-        Widths of the layers, input and output included; tanh between them.
+        Widths of the layers, input and output included; SiLU between them.
     count : int
         How many.
     generator : torch.Generator
-        Of the initial weights, uniform as those of `torch.nn.Linear`.
+        Of the initial weights, uniform with variance 1 / inputs, so that the first samples are as wide as the targets.
     device : torch.device
         Where the weights are.
     """
@@ -54,12 +54,13 @@ class Stack:
         for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
             for shape in ((count, inputs, outputs), (count, 1, outputs)):
                 uniform = 2 * torch.rand(shape, generator=generator) - 1
-                self.weights.append((uniform / math.sqrt(inputs)).to(device).requires_grad_())
+                self.weights.append((uniform * math.sqrt(3 / inputs)).to(device).requires_grad_())
 
     def __call__(self, x: Float[Tensor, "s n p"]) -> Float[Tensor, "s n q"]:
         """Outputs at inputs [s, n, p]."""
         for layer in range(0, len(self.weights), 2):
-            x = torch.baddbmm(self.weights[layer + 1], x if layer == 0 else x.tanh(), self.weights[layer])
+            x = x if layer == 0 else functional.silu(x)
+            x = torch.baddbmm(self.weights[layer + 1], x, self.weights[layer])
         return x
 
 
