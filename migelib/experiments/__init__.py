@@ -2,7 +2,8 @@
 
 An experiment module has a frozen dataclass `Config` of settings with a field `seeds`; `PROFILES`, its two presets
 "quick" and "full"; `UNITS`, the unit of each metric; and `run_seed(config, seed, device)`, which returns the measured
-quantities and curves of one seed.
+quantities and curves of one seed. One that uses a data set has `data_source(config)` as well, which says in a few words
+where the data came from, for the record.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def run(
     name : str
         One of `NAMES`.
     profile : str
-        "quick" or "full".
+        One of the experiment's `PROFILES`: "quick", "full", for some experiments "cpu".
     device : str
         "cpu", "cuda", or "auto": CUDA where there is one.
     seeds : int, optional
@@ -86,6 +87,8 @@ def run(
     key = json.dumps({"config": settings | {"seeds": None}, "device": where.type})
 
     made_with = _made_with(where, config.seeds)
+    if hasattr(experiment, "data_source"):
+        made_with["data"] = experiment.data_source(config)
     results, started, earlier = [], time.perf_counter(), 0.0
     for seed in tqdm(range(config.seeds), desc=f"{name}.{profile}", unit="seed", disable=not progress):
         path = _partial_path(name, profile, seed)

@@ -75,11 +75,11 @@ class Record:
     Attributes
     ----------
     experiment, profile : str
-        Its name, and "quick" or "full".
+        Its name, and "quick", "full" or "cpu".
     config : dict
         All settings of the run.
     made_with : dict
-        Device, seeds, versions, wall-clock seconds, date and commit.
+        Device, seeds, versions, wall-clock seconds, date, commit and, where there is any, source of the data.
     quantities : dict of Quantity
         Named <method>/<setting>/<metric>.
     curves : dict of numpy arrays
