@@ -63,6 +63,9 @@ class Config:
     steps, n, learning_rate, noise_dim, hidden :
         Training of the sampler by Adam with a learning rate that falls as a cosine, samples a step, and the sampler:
         noise coordinates, and widths of its hidden layers.
+    first_temper, tempered : float
+        The log density is multiplied by a factor that rises from `first_temper` to 1 over this share of the steps: the
+        annealed divergence of Rezende & Mohamed [ICML 2015, sec. 6.1], for every method.
     ridge, median_factor : float
         Of `ege` in the plane: `Tikhonov` with this ridge and this multiple of the median width.
     ardae_inner : tuple of int
@@ -95,6 +98,8 @@ class Config:
     learning_rate: float = 3e-3
     noise_dim: int = 8
     hidden: tuple[int, ...] = (64, 64, 64)
+    first_temper: float = 0.15
+    tempered: float = 0.4
     ridge: float = 1e-3
     median_factor: float = 0.25
     ardae_inner: tuple[int, ...] = (2, 5)
@@ -245,7 +250,8 @@ def train_sampler(
             denoiser.step(samples)
         z = sampler(torch.randn(shape, generator=generator).to(device))
         estimator = denoiser or method.estimator
-        loss = -log_prob(z).mean(-1).sum() if estimator is None else kl_surrogate(z, log_prob, estimator)
+        tempered = tempering(log_prob, step / steps, config)
+        loss = -tempered(z).mean(-1).sum() if estimator is None else kl_surrogate(z, tempered, estimator)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -373,9 +379,9 @@ def train_flow(
     optimiser = torch.optim.Adam(weights.values(), lr=config.learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     log_prob = joint_log_prob(targets)
-    for _ in range(steps):
+    for step in range(steps):
         z, log_det = stack(torch.randn(len(targets), config.n, dim, generator=generator).to(device))
-        loss = -(log_prob(z) + log_det).mean(-1).sum()
+        loss = -(tempering(log_prob, step / steps, config)(z) + log_det).mean(-1).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -562,3 +568,12 @@ def _standardisation(samples: Tensor) -> tuple[Tensor, Tensor]:
 def joint_log_prob(targets: Sequence[Energy]) -> Callable[[Float[Tensor, "s n d"]], Float[Tensor, "s n"]]:
     """Log density of a stack of samples, each entry under its own target."""
     return lambda z: torch.stack([target.log_prob(points) for target, points in zip(targets, z, strict=True)])
+
+
+def tempering(
+    log_prob: Callable[[Float[Tensor, "s n d"]], Float[Tensor, "s n"]], share: float, config: Config
+) -> Callable[[Float[Tensor, "s n d"]], Float[Tensor, "s n"]]:
+    """Log density times the factor of this share of the training."""
+    rise = min(1.0, share / config.tempered)
+    factor = config.first_temper + (1 - config.first_temper) * rise
+    return lambda z: factor * log_prob(z)
