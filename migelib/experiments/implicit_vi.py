@@ -120,14 +120,14 @@ class Config:
 PROFILES = {
     "quick": Config(
         seeds=5,
-        targets=("ring", "funnel"),
+        targets=("ring", "u2"),
         steps=200,
         n=200,
         ardae_inner=(2,),
         equal_time=(),
         flow_steps=0,
         high_dimensional=False,
-        evaluation=100_000,
+        evaluation=50_000,
     ),
     "cpu": Config(seeds=3),
     "full": Config(seeds=5, steps=5000, n=512, flow_steps=5000, high_steps=5000, evaluation=1_000_000),
