@@ -468,7 +468,7 @@ class Stack:
     count : int
         How many.
     generator : torch.Generator
-        Of the initial weights, uniform with variance 1 / inputs, so that the first samples are as wide as the targets.
+        Of the initial weights, uniform with variance 1 / inputs.
     device : torch.device
         Where the weights are.
     """
