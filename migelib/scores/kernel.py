@@ -28,8 +28,10 @@ from ..validation import (
 )
 
 
-def kernel_width(samples: Float[Tensor, "*batch n d"], width: float | None) -> Float[Tensor, "*batch"]:
-    """The given width, or the median distance; ValueError where that is 0."""
+def kernel_width(
+    samples: Float[Tensor, "*batch n d"], width: float | None, median_factor: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """The given width, or the median distance times the factor; ValueError where that is 0."""
     if width is not None:
         return samples.new_full(samples.shape[:-2], width)
     found = median_distance(samples)
@@ -38,7 +40,7 @@ def kernel_width(samples: Float[Tensor, "*batch n d"], width: float | None) -> F
             f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
             "is 0 and no kernel width; pass width=..."
         )
-    return found
+    return median_factor * found
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,13 @@ class KernelEstimator:
 
     kernel: str
     width: float | None
+    median_factor: float
     curl_free: bool = False
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel, RADIAL_KERNELS)
         check_positive(self.width, "width")
+        check_positive_required(self.median_factor, "median_factor")
 
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> KernelScore:
@@ -141,7 +145,7 @@ class KernelEstimator:
         check_spread(samples)
         samples = samples.detach().clone()
         n = samples.shape[-2]
-        width = kernel_width(samples, self.width)
+        width = kernel_width(samples, self.width, self.median_factor)
         kernel = VectorKernel(samples, samples, width, self.kernel, self.curl_free)
         target = kernel.stein()
         if base is not None:
@@ -173,6 +177,8 @@ class Stein(KernelEstimator):
         "rbf" or "imq".
     width : float, optional
         Kernel width in the units of the samples; by default the median of all pairwise distances.
+    median_factor : float
+        Multiply the default width by this.
 
     Raises
     ------
@@ -190,6 +196,7 @@ class Stein(KernelEstimator):
     ridge: float = 1e-3
     kernel: str = "rbf"
     width: float | None = None
+    median_factor: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,6 +235,8 @@ class Tikhonov(KernelEstimator):
         Relative residual at which conjugate gradients stop, in (0, 1).
     max_steps : int
         Most steps of conjugate gradients.
+    median_factor : float
+        Multiply the default width by this.
 
     Raises
     ------
@@ -241,6 +250,7 @@ class Tikhonov(KernelEstimator):
     width: float | None = None
     tolerance: float = 1e-5
     max_steps: int = 500
+    median_factor: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -278,6 +288,8 @@ class Landweber(KernelEstimator):
         Curl-free instead of diagonal kernel.
     width : float, optional
         Kernel width in the units of the samples; by default the median of all pairwise distances.
+    median_factor : float
+        Multiply the default width by this.
 
     Raises
     ------
@@ -289,6 +301,7 @@ class Landweber(KernelEstimator):
     kernel: str = "rbf"
     curl_free: bool = False
     width: float | None = None
+    median_factor: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -321,6 +334,8 @@ class NuMethod(KernelEstimator):
         Curl-free instead of diagonal kernel.
     width : float, optional
         Kernel width in the units of the samples; by default the median of all pairwise distances.
+    median_factor : float
+        Multiply the default width by this.
 
     Raises
     ------
@@ -333,6 +348,7 @@ class NuMethod(KernelEstimator):
     kernel: str = "rbf"
     curl_free: bool = False
     width: float | None = None
+    median_factor: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..kernels import VectorKernel, median_distance, rbf, rbf_mean_gradient
-from ..validation import check_fraction, check_points, check_positive, check_samples, check_spread
+from ..validation import (
+    check_fraction,
+    check_points,
+    check_positive,
+    check_positive_required,
+    check_samples,
+    check_spread,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,9 @@ class SSGE:
         Keep this many eigenvalues instead, in 1..n.
     width : float, optional
         Kernel width in the units of the samples; by default the median of all pairwise distances.
+    median_factor : float
+        Multiply the default width by this; in low dimension, where densities have structure at a finer scale than
+        their extent, less than 1 (see :doc:`/book/13_implicit_vi`).
     shrinkage : bool
         Multiply every coefficient by its positive-part James-Stein factor, :math:`(1 - v_j / \|\hat\beta_j\|^2)_+`
         with the estimated variance :math:`v_j` of :math:`\hat\beta_j`: a coefficient that its own Monte-Carlo noise
@@ -38,7 +48,7 @@ class SSGE:
     Raises
     ------
     ValueError
-        If `energy`, `n_eigen` or `width` is outside its range.
+        If `energy`, `n_eigen`, `width` or `median_factor` is outside its range.
 
     Examples
     --------
@@ -52,9 +62,11 @@ class SSGE:
     n_eigen: int | None = None
     width: float | None = None
     shrinkage: bool = False
+    median_factor: float = 1.0
 
     def __post_init__(self) -> None:
         check_fraction(self.energy, "energy")
+        check_positive_required(self.median_factor, "median_factor")
         check_positive(self.width, "width")
         if self.n_eigen is not None and (not isinstance(self.n_eigen, int) or self.n_eigen < 1):
             raise ValueError(f"n_eigen: expected a positive integer or None, got {self.n_eigen!r}")
@@ -133,7 +145,7 @@ class SSGE:
                 f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
                 "is 0 and no kernel width; pass width=..."
             )
-        return width
+        return self.median_factor * width
 
     def _kept(self, eigenvalues: Float[Tensor, "*batch n"]) -> Tensor:
         n = eigenvalues.shape[-1]

@@ -12,6 +12,14 @@ from __future__ import annotations
 from .base import PairScores, PairTask, cast, exact_score_surrogate
 from .densities import Gaussian, GaussianMixture, LinearGaussian, LinearMap, SinhArcsinh, StudentT
 from .encoder import Encoder
+from .energies import (
+    PLANE_ENERGIES,
+    FunnelEnergy,
+    LogisticRegression,
+    Moments,
+    PlaneEnergy,
+    breast_cancer_posterior,
+)
 from .gaussian import CorrelatedGaussian, GaussianPair, JointGaussian
 from .maps import Asinh, Bimodal, Compose, HalfCube, NormalCDF, SinhArcsinhMap, Spiral, TransformedPair, Wiggle
 from .mixture import MixturePair
@@ -20,11 +28,13 @@ from .suite import PAIRS, pair
 
 __all__ = [
     "PAIRS",
+    "PLANE_ENERGIES",
     "Asinh",
     "Bimodal",
     "Compose",
     "CorrelatedGaussian",
     "Encoder",
+    "FunnelEnergy",
     "Gaussian",
     "GaussianMixture",
     "GaussianPair",
@@ -32,10 +42,13 @@ __all__ = [
     "JointGaussian",
     "LinearGaussian",
     "LinearMap",
+    "LogisticRegression",
     "MixturePair",
+    "Moments",
     "NormalCDF",
     "PairScores",
     "PairTask",
+    "PlaneEnergy",
     "SinhArcsinh",
     "SinhArcsinhMap",
     "Spiral",
@@ -43,6 +56,7 @@ __all__ = [
     "StudentT",
     "TransformedPair",
     "Wiggle",
+    "breast_cancer_posterior",
     "cast",
     "exact_score_surrogate",
     "pair",
