@@ -1,7 +1,7 @@
 r"""Autoencoders pushed to their prior: an aggregate posterior matched to it, and an implicit posterior of each image.
 
-Both add the estimated gradient of an entropy [Wen et al., Knowledge-Based Systems 224, 2021] to a reconstruction loss. A
-Wasserstein autoencoder [Tolstikhin et al., ICLR 2018] has its codes matched to a Gaussian by that of
+Both add the estimated gradient of an entropy to a reconstruction loss [Wen et al., Knowledge-Based Systems 224, 2021].
+A Wasserstein autoencoder [Tolstikhin et al., ICLR 2018] has its codes matched to a Gaussian by that of
 :math:`\mathrm{KL}(q(z) \,\|\, p)`, beside maximum mean discrepancies and a discriminator. A variational autoencoder
 [Kingma & Welling, ICLR 2014] has an encoder with noise at its input and no density, beside the Gaussian one.
 Explained in :doc:`/book/15_autoencoder`.
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..data import Dataset, load_mnist, load_mnist_5k
+from ..records import Record
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
 from . import stream
@@ -44,13 +47,14 @@ ESTIMATORS: dict[str, ScoreEstimator | None] = {
     "adaptive": None,
 }
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the inverse multiquadrics, as in the WAE's published code
+LOG_SCALE = -2.0  # of a Gaussian encoder's deviations at the start
 GRID_LIMIT = 6.0  # of the quadrature over two-dimensional codes
 ROWS = 20_000  # decoded at once
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """One frontier: the size of the code, the batch, and by method the weights of its regulariser.
+    """One frontier: the size of the code, the training, and by method the weights of its regulariser.
 
     Attributes
     ----------
@@ -58,6 +62,8 @@ class Frontier:
         Coordinates d of a code.
     batch : int
         Images a step.
+    epochs : int
+        Passes over the training images.
     weights : dict
         Method -> weights. The method is "none", "vae", "wae-gan", "wae-mmd-" with a kernel of `KERNELS`, or one of
         `ESTIMATORS`.
@@ -65,7 +71,13 @@ class Frontier:
 
     code: int
     batch: int
+    epochs: int
     weights: dict[str, tuple[float, ...]]
+
+    @property
+    def setting(self) -> str:
+        """Its name in quantities."""
+        return f"d{self.code}-b{self.batch}-e{self.epochs}"
 
 
 @dataclass(frozen=True)
@@ -82,12 +94,12 @@ class Config:
         "mnist" or "mnist_5k".
     images, test_images : int
         How many of the training and of the test images are used.
-    epochs : int
-        Passes over the training images, at every batch size.
     hidden : int
         Units of each of two hidden layers of the encoder and of the decoder.
     learning_rate : float
         Of Adam at the start; it falls to zero along a cosine.
+    prior_draws : int
+        Draws of the prior for each code of a batch, in the discrepancies.
     discriminator_rate : float
         That of the discriminator's Adam.
     classifier_epochs : int
@@ -95,7 +107,8 @@ class Config:
     posterior_codes : tuple of int
         Code sizes of the variational autoencoders.
     posterior_methods : tuple of str
-        Their posteriors: "vae", "vae-full" (one full covariance an image), or implicit with one of `ESTIMATORS`.
+        Their posteriors: "vae" and "vae-full" are Gaussians with a diagonal and with a full covariance, "vae-3x" the
+        former with three times the steps; one of `ESTIMATORS` makes it implicit.
     posterior_batch, posterior_samples, posterior_steps : int
         Images a step, codes of each of them, and steps.
     posterior_noise : int
@@ -113,9 +126,9 @@ class Config:
     data: str = "mnist"
     images: int = 60_000
     test_images: int = 10_000
-    epochs: int = 4
-    hidden: int = 256
+    hidden: int = 128
     learning_rate: float = 4e-3
+    prior_draws: int = 4
     discriminator_rate: float = 1e-3
     classifier_epochs: int = 2
     posterior_codes: tuple[int, ...] = (2, 8)
@@ -130,7 +143,91 @@ class Config:
     kept: dict[str, float] = field(default_factory=dict)
 
 
-PROFILES: dict[str, Config] = {}
+_ALL = {
+    "none": (0.0,),
+    "ege": (1.0, 5.0, 20.0, 60.0),
+    "ssge-paper": (1.0, 5.0, 20.0, 60.0),
+    "gaussian": (1.0, 5.0, 20.0, 60.0),
+    "wae-mmd-imq": (30.0, 100.0, 300.0, 1000.0),
+    "wae-mmd-rbf": (3.0, 10.0, 30.0, 100.0),
+    "wae-mmd-energy": (3.0, 10.0, 30.0, 100.0),
+    "wae-gan": (0.5, 1.0, 2.0, 5.0),
+    "vae": (0.3, 1.0),
+}
+_KEPT = {"none": 0.0, "ege": 5.0, "wae-mmd-imq": 300.0, "wae-gan": 1.0, "vae": 1.0}
+
+
+def _some(methods: tuple[str, ...], first: int, last: int) -> dict[str, tuple[float, ...]]:
+    return {method: _ALL[method][first:last] for method in methods}
+
+
+PROFILES = {
+    "quick": Config(
+        seeds=5,
+        frontiers=(
+            Frontier(
+                8,
+                64,
+                5,
+                {"none": (0.0,), "ege": (5.0, 20.0), "wae-mmd-imq": (100.0, 300.0), "wae-mmd-energy": (10.0,)}
+                | {"wae-gan": (1.0,), "vae": (1.0,)},
+            ),
+        ),
+        data="mnist_5k",
+        hidden=64,
+        classifier_epochs=4,
+        posterior_codes=(2,),
+        posterior_methods=("vae", "ege"),
+        posterior_batch=32,
+        posterior_samples=16,
+        posterior_steps=250,
+        likelihood_images=100,
+        likelihood_samples=100,
+        grid=150,
+        kept=_KEPT,
+    ),
+    "cpu": Config(
+        seeds=5,
+        frontiers=(
+            Frontier(
+                8,
+                128,
+                5,
+                _some(("none", "ege", "wae-mmd-imq"), 0, 4)
+                | _some(("ssge-paper", "gaussian", "wae-gan"), 1, 3)
+                | _some(("wae-mmd-rbf",), 1, 3)
+                | _some(("wae-mmd-energy", "vae"), 1, 4),
+            ),
+            Frontier(2, 128, 5, _some(("none",), 0, 1) | _some(("ege", "wae-mmd-imq", "vae"), 1, 3)),
+            Frontier(32, 128, 5, _some(("ege", "wae-mmd-imq"), 1, 3)),
+            Frontier(8, 32, 2, _some(("ege", "wae-mmd-imq"), 1, 3)),
+            Frontier(8, 128, 2, _some(("ege", "wae-mmd-imq"), 1, 3)),
+            Frontier(8, 128, 12, _some(("ege",), 1, 2) | _some(("wae-mmd-imq",), 1, 3)),
+        ),
+        images=15_000,
+        posterior_methods=("vae", "vae-3x", "ege"),
+        likelihood_images=150,
+        grid=240,
+        kept=_KEPT,
+    ),
+    "full": Config(
+        seeds=5,
+        frontiers=(
+            Frontier(8, 128, 20, _ALL),
+            Frontier(2, 128, 20, _ALL),
+            Frontier(16, 128, 20, _ALL),
+            Frontier(32, 128, 20, _ALL),
+            Frontier(8, 64, 20, _some(("ege", "ssge-paper", "wae-mmd-imq", "wae-mmd-energy"), 0, 4)),
+            Frontier(8, 512, 20, _some(("ege", "ssge-paper", "wae-mmd-imq", "wae-mmd-energy"), 0, 4)),
+        ),
+        hidden=512,
+        posterior_methods=("vae", "vae-full", "vae-3x", "ege", "ssge-paper", "gaussian"),
+        posterior_steps=10_000,
+        likelihood_images=1000,
+        likelihood_samples=1000,
+        kept=_KEPT,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -161,10 +258,8 @@ def load_images(config: Config, device: torch.device) -> Images:
     return Images(*rows[0], *rows[1])
 
 
-def _load(name: str):  # noqa: ANN202
-    from .. import data
-
-    loaders = {"mnist": data.load_mnist, "mnist_5k": data.load_mnist_5k}
+def _load(name: str) -> Dataset:
+    loaders = {"mnist": load_mnist, "mnist_5k": load_mnist_5k}
     if name not in loaders:
         raise ValueError(f"data: unknown name {name!r}, expected one of {', '.join(loaders)}")
     return loaders[name]()
@@ -173,7 +268,7 @@ def _load(name: str):  # noqa: ANN202
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Every method, weight and setting, for one seed.
 
-    Quantities are named <method>/d<code>-b<batch>-w<weight>/<metric> on the frontiers and
+    Quantities are named <method>/d<code>-b<batch>-e<epochs>-w<weight>/<metric> on the frontiers and
     <method>/posterior-d<code>/<metric> for the variational autoencoders.
     """
     return measure(config, load_images(config, device), seed, device)
@@ -189,13 +284,14 @@ def measure(
     for frontier in config.frontiers:
         for method, weights in frontier.weights.items():
             for weight in weights:
-                name = f"{method}/d{frontier.code}-b{frontier.batch}-w{weight:g}"
+                name = f"{method}/{frontier.setting}-w{weight:g}"
                 model = train_autoencoder(method, weight, frontier, config, images, seed, device)
                 metrics, codes, samples = evaluate(model, images, ruler, stream(seed, "evaluate", frontier.code))
                 quantities |= {f"{name}/{metric}": value for metric, value in metrics.items()}
-                if config.kept.get(method) == weight:
+                if config.kept.get(method) == weight and frontier.code == 2:
                     curves[f"{name}/codes"] = codes[:1000].cpu().numpy().astype(np.float16)
-                    curves[f"{name}/samples"] = (255 * samples[:12]).to(torch.uint8).cpu().numpy()
+                elif config.kept.get(method) == weight and frontier is config.frontiers[0]:
+                    curves[f"{name}/samples"] = (255 * samples[:10]).to(torch.uint8).cpu().numpy()
     for code in config.posterior_codes:
         for method in config.posterior_methods:
             metrics, kept = run_posterior(method, code, config, images, seed, device)
@@ -213,7 +309,7 @@ def seeded(build: Callable[[], nn.Module], generator: torch.Generator, device: t
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers of these sizes with rectifiers between them."""
-    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -275,8 +371,8 @@ def train_autoencoder(
     model = Autoencoder(networks["encoder"], networks["decoder"], code, variational)
     penalty = _penalty(method, code, config, seed, device)
     optimiser = torch.optim.Adam(networks.parameters(), lr=config.learning_rate)
-    noise = stream(seed, "noise", method, weight, code, frontier.batch)
-    steps = config.epochs * (len(images.x_train) // frontier.batch)
+    noise = stream(seed, "noise", method, weight, frontier.setting)
+    steps = frontier.epochs * (len(images.x_train) // frontier.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for index in batches(len(images.x_train), frontier.batch, steps, stream(seed, "batches", frontier.batch)):
         x = images.x_train[index.to(device)]
@@ -291,7 +387,15 @@ def train_autoencoder(
 
 def _build(pixels: int, hidden: int, code: int, variational: bool) -> nn.ModuleDict:
     encoder = mlp(pixels, hidden, hidden, 2 * code if variational else code)
+    if variational:
+        start_narrow(encoder[-1], code, 2 * LOG_SCALE)
     return nn.ModuleDict({"encoder": encoder, "decoder": mlp(code, hidden, hidden, pixels)})
+
+
+@torch.no_grad()
+def start_narrow(layer: nn.Linear, code: int, value: float) -> None:
+    """Shift the outputs that are log scales: codes that start as noise of the prior's size are slow to be used."""
+    layer.bias[code : 2 * code] += value
 
 
 def reconstruction_loss(logits: Float[Tensor, "*n p"], x: Float[Tensor, "*n p"]) -> Float[Tensor, "*n"]:
@@ -313,7 +417,15 @@ def _penalty(method: str, code: int, config: Config, seed: int, device: torch.de
     if kernel is None:
         known = ["none", "vae", "wae-gan", *ESTIMATORS, *(f"wae-mmd-{name}" for name in KERNELS)]
         raise ValueError(f"method: unknown name {method!r}, expected one of {', '.join(known)}")
-    return lambda z, noise: mmd_squared(z, torch.randn(z.shape, generator=noise).to(z), kernel)
+    return partial(_discrepancy, kernel, config.prior_draws)
+
+
+def _discrepancy(
+    kernel: Callable[[Tensor, int], Tensor], draws: int, z: Float[Tensor, "n d"], noise: torch.Generator
+) -> Float[Tensor, ""]:
+    """Squared MMD without the term of the prior alone, which has no gradient."""
+    prior = torch.randn(draws * len(z), z.shape[-1], generator=noise).to(z)
+    return mean_kernel(z, z, kernel) - 2 * mean_kernel(z, prior, kernel)
 
 
 class Discriminator:
@@ -365,17 +477,48 @@ def mmd_squared(
 
     With :math:`k = -\|x - y\|` this is the energy distance, :math:`2 E\|x - y\| - E\|x - x'\| - E\|y - y'\|`.
     """
+    return mean_kernel(x, x, kernel) + mean_kernel(y, y, kernel) - 2 * mean_kernel(x, y, kernel)
 
-    def mean(a: Tensor, b: Tensor, same: bool) -> Tensor:
-        products = a @ b.mT
-        squares = (a.square().sum(-1)[..., None] + b.square().sum(-1)[..., None, :] - 2 * products).clamp_min(0)
-        values = kernel(squares, a.shape[-1])
-        if not same:
-            return values.mean((-2, -1))
-        n = a.shape[-2]
-        return (values.sum((-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
 
-    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+def mean_kernel(
+    x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"], kernel: Callable[[Tensor, int], Tensor]
+) -> Float[Tensor, "*batch"]:
+    """Mean of a kernel over all pairs of a point of x and one of y; over pairs of different points where y is x."""
+    squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
+    values = kernel(squares.clamp_min(0), x.shape[-1])
+    if y is not x:
+        return values.mean((-2, -1))
+    n = x.shape[-2]
+    return (values.sum((-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
+
+
+def dominated(run: Record, setting: str, peer: str, method: str) -> dict[float, bool]:
+    """For each weight of the peer, whether some weight of the method is better in reconstruction and energy distance.
+
+    Better means lower by more than twice the standard error of the difference of two means.
+
+    Raises
+    ------
+    ValueError
+        If there is no point of the peer or of the method in that setting, such as "d8-b128-e6".
+    """
+
+    def points(name: str) -> dict[float, list[tuple[float, float]]]:
+        found = {}
+        for quantity in run.quantities:
+            start, _, metric = quantity.rpartition("/")
+            if metric == "reconstruction" and start.startswith(f"{name}/{setting}-w"):
+                pair = [run[f"{start}/{metric}"] for metric in ("reconstruction", "energy_distance")]
+                found[float(start.rpartition("-w")[2])] = [(q.mean, q.std / math.sqrt(q.n)) for q in pair]
+        if not found:
+            raise ValueError(f"{run.experiment}.{run.profile}: no point of {name!r} in {setting!r}")
+        return dict(sorted(found.items()))
+
+    def better(point: list[tuple[float, float]], other: list[tuple[float, float]]) -> bool:
+        return all(a[0] + 2 * math.hypot(a[1], b[1]) < b[0] for a, b in zip(point, other, strict=True))
+
+    mine = points(method).values()
+    return {weight: any(better(point, other) for point in mine) for weight, other in points(peer).items()}
 
 
 @torch.no_grad()
@@ -501,6 +644,8 @@ class PosteriorEncoder(nn.Module):
         self.noise = nn.Linear(noise, hidden, bias=False) if kind == "implicit" else None
         outputs = {"implicit": code, "vae": 2 * code, "vae-full": 2 * code + code * (code - 1) // 2}[kind]
         self.rest = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        if kind != "implicit":
+            start_narrow(self.rest[-1], code, LOG_SCALE)
 
     def forward(self, x: Float[Tensor, "b p"], noise: Float[Tensor, "b m k"]) -> tuple[Tensor, Tensor]:
         """Codes [b, m, d], and the Gaussians' KL(q(z | x) || p) [b], zero for the implicit kind."""
@@ -512,9 +657,9 @@ class PosteriorEncoder(nn.Module):
         factor = torch.diag_embed(log_scale.exp())
         if self.kind == "vae-full":
             rows, columns = torch.tril_indices(self.code, self.code, -1, device=x.device)
-            lower = torch.zeros_like(factor)
-            lower[:, rows, columns] = output[:, 2 * self.code :]
-            factor = factor + lower
+            unit = torch.eye(self.code).to(x).repeat(len(x), 1, 1)
+            unit[:, rows, columns] = output[:, 2 * self.code :]
+            factor = factor @ unit
         divergence = 0.5 * (mean.square().sum(-1) + factor.square().sum((-2, -1)) - self.code) - log_scale.sum(-1)
         return mean[:, None] + noise @ factor.mT, divergence
 
@@ -531,9 +676,10 @@ def train_posterior(
 
     Each image has `posterior_samples` codes, all of which the divergence's gradient uses; the first is decoded.
     """
-    if method not in ("vae", "vae-full", *ESTIMATORS):
-        raise ValueError(f"posterior: unknown method {method!r}, expected vae, vae-full, {', '.join(ESTIMATORS)}")
-    kind = method if method.startswith("vae") else "implicit"
+    kinds = {"vae": "vae", "vae-3x": "vae", "vae-full": "vae-full"} | dict.fromkeys(ESTIMATORS, "implicit")
+    if method not in kinds:
+        raise ValueError(f"posterior: unknown method {method!r}, expected one of {', '.join(kinds)}")
+    kind, steps = kinds[method], config.posterior_steps * (3 if method.endswith("-3x") else 1)
     pixels = images.x_train.shape[-1]
 
     def build() -> nn.ModuleDict:
@@ -543,13 +689,11 @@ def train_posterior(
     networks = seeded(build, stream(seed, "posterior", kind, code), device)
     encoder, decoder = networks["encoder"], networks["decoder"]
     optimiser = torch.optim.Adam(networks.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.posterior_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     generator = stream(seed, "posterior", method, code)
     count = config.posterior_samples if kind == "implicit" else 1
-    chosen = batches(
-        len(images.x_train), config.posterior_batch, config.posterior_steps, stream(seed, "posterior batches")
-    )
-    for index in chosen:
+    order = stream(seed, "posterior batches")
+    for index in batches(len(images.x_train), config.posterior_batch, steps, order):
         x = images.x_train[index.to(device)]
         x = (torch.rand(x.shape, generator=generator).to(x) < x).to(x)
         noise = torch.randn(len(x), count, encoder.noise_size, generator=generator).to(x)
@@ -578,9 +722,7 @@ def run_posterior(
     metrics = {
         "reconstruction": float(reconstruction_loss(decoder(z[:, 0]), x).mean()),
         "log_likelihood": float(
-            importance_log_likelihood(
-                partial(log_joint, decoder, x), z, config.likelihood_samples, generator
-            ).mean()
+            importance_log_likelihood(partial(log_joint, decoder, x), z, config.likelihood_samples, generator).mean()
         ),
     }
     if code != 2:
@@ -589,7 +731,7 @@ def run_posterior(
     metrics["grid_log_likelihood"] = float(evidence.mean())
     scale = torch.cdist(posterior, posterior).mean((-2, -1))
     metrics["posterior_distance"] = float((mmd_squared(z, posterior, energy_kernel) / scale).mean())
-    few = {"codes": z[:6, :200], "posterior": posterior[:6, :200]}
+    few = {"codes": z[:4, :200], "posterior": posterior[:4, :200]}
     return metrics, {name: value.cpu().numpy().astype(np.float16) for name, value in few.items()}
 
 
@@ -669,5 +811,3 @@ def grid_posterior(
     index = torch.searchsorted(cumulative, uniform).clamp_max(len(grid) - 1)
     shift = (torch.rand(len(x), count, 2, generator=generator) - 0.5).to(x) * step
     return evidence, grid[index] + shift
-
-
