@@ -131,6 +131,19 @@ def test_likelihood_bound_stays_below_with_other_samples(linear_gaussian, shift,
     assert float((bound - truth).mean()) < -0.02
 
 
+def test_the_proposal_is_normalised():
+    # The prior itself in place of the joint density: its integral is one, and its share of 10 % bounds the ratio.
+    generator = torch.Generator().manual_seed(0)
+    samples = 0.5 + 0.3 * torch.randn(200, 100, 2, generator=generator)
+
+    def log_prior(z):
+        return distributions.Normal(0, 1).log_prob(z).sum(-1)
+
+    bound = autoencoder.importance_log_likelihood(log_prior, samples, 1000, generator)
+    assert float(bound.exp().mean()) == pytest.approx(1, abs=0.02)
+    assert float(bound.exp().max()) <= 10
+
+
 def test_grid_posterior_of_a_decoder_that_ignores_its_code():
     decoder = nn.Sequential(nn.Linear(2, 4))
     nn.init.zeros_(decoder[0].weight)
@@ -231,6 +244,16 @@ def test_each_penalty_brings_the_codes_to_the_prior(images, method):
         metrics, _, _ = autoencoder.evaluate(model, images, ruler, stream(0, "evaluate"))
         distance[name] = metrics["energy_distance"]
     assert distance[method] < 0.2 * distance["none"]
+
+
+def test_an_implicit_encoder_learns_to_use_its_codes(images):
+    config = replace(TINY, posterior_steps=250, posterior_batch=32, posterior_samples=16, learning_rate=0.01)
+    metrics, curves = autoencoder.run_posterior("ege", 2, replace(config, likelihood_images=40), images, 0, CPU)
+    mean = images.x_train.mean(0).clamp(0.01, 0.99)
+    constant = autoencoder.reconstruction_loss(mean.logit().expand_as(images.x_test), images.x_test)
+    assert metrics["log_likelihood"] > -float(constant.mean()) + 5  # a divergence summed, not averaged, gives +1
+    assert metrics["reconstruction"] < -metrics["log_likelihood"]
+    assert 0.05 < float(np.std(curves["codes"].astype(float), axis=1).mean()) < 0.9  # neither a point nor the prior
 
 
 def record(values: dict[str, tuple[float, float]]) -> Record:
