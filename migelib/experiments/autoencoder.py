@@ -193,25 +193,19 @@ PROFILES = {
                 8,
                 128,
                 5,
-                _some(("none", "ege"), 0, 3)
-                | _some(("ssge-paper", "gaussian", "wae-gan"), 1, 2)
-                | _some(("wae-mmd-imq",), 1, 4)
-                | _some(("wae-mmd-energy",), 1, 3)
-                | _some(("wae-mmd-rbf",), 2, 3)
-                | _some(("vae",), 1, 2),
+                _some(("ege", "wae-mmd-imq"), 1, 3)
+                | _some(("ssge-paper", "gaussian"), 1, 2)
+                | _some(("wae-mmd-energy",), 2, 3),
             ),
-            Frontier(2, 128, 5, {"none": (0.0,), "ege": (5.0,), "wae-mmd-imq": (300.0,), "vae": (1.0,)}),
-            Frontier(32, 128, 5, {"ege": (5.0,), "wae-mmd-imq": (300.0,)}),
-            Frontier(8, 32, 2, {"ege": (5.0,), "wae-mmd-imq": (300.0,)}),
-            Frontier(8, 128, 2, {"ege": (5.0,), "wae-mmd-imq": (300.0,)}),
-            Frontier(8, 128, 12, {"ege": (5.0,), "wae-mmd-imq": (100.0, 300.0)}),
+            Frontier(8, 128, 10, {"ege": (5.0,), "wae-mmd-imq": (300.0,)}),
+            Frontier(2, 128, 2, {"none": (0.0,), "ege": (5.0,), "wae-mmd-imq": (300.0,), "vae": (1.0,)}),
         ),
         images=10_000,
         test_images=4000,
+        posterior_codes=(8,),
         posterior_methods=("vae", "vae-3x", "ege"),
-        posterior_steps=600,
+        posterior_steps=400,
         likelihood_images=150,
-        grid=200,
         kept=_KEPT,
     ),
     "full": Config(
