@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from torch import distributions, nn
 
+from migelib import records
 from migelib.experiments import autoencoder, stream
 from migelib.experiments.autoencoder import KERNELS, Config, Frontier, Images, mmd_squared
 from migelib.records import Quantity, Record
@@ -279,3 +280,21 @@ def test_errors_name_what_is_unknown(images):
         autoencoder.train_posterior("flow", 2, TINY, images, 0, CPU)
     with pytest.raises(ValueError, match=r"data.*'svhn'.*mnist_5k"):
         autoencoder.data_source(replace(TINY, data="svhn"))
+
+
+@pytest.mark.parametrize(
+    ("profile", "setting"), [("quick", "d8-b64-e5"), ("cpu", "d8-b128-e5"), ("cpu", "d8-b128-e10")]
+)
+def test_recorded_points_of_the_peers_are_dominated_in_eight_dimensions(profile, setting):
+    run = records.load("autoencoder", profile)
+    names = {name.split("/")[0] for name in run.quantities if f"/{setting}-" in name}
+    for peer in names - {"ege", "ssge-paper", "gaussian"}:
+        assert all(autoencoder.dominated(run, setting, peer, "ege").values()), peer
+        assert not any(autoencoder.dominated(run, setting, "ege", peer).values()), peer
+
+
+def test_recorded_mmd_is_not_dominated_in_two_dimensions():
+    run = records.load("autoencoder", "cpu")
+    assert autoencoder.dominated(run, "d2-b128-e2", "wae-mmd-imq", "ege") == {300.0: False}
+    gap = [run[f"{method}/posterior-d8/log_likelihood"].mean for method in ("ege", "vae", "vae-3x")]
+    assert gap[1] + 20 < gap[0] < gap[2]  # ahead at equal steps, not at equal time
