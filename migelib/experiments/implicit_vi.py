@@ -129,7 +129,7 @@ PROFILES = {
         high_dimensional=False,
         evaluation=50_000,
     ),
-    "cpu": Config(seeds=2),
+    "cpu": Config(seeds=5),
     "full": Config(seeds=5, steps=5000, n=512, flow_steps=5000, high_steps=5000, evaluation=1_000_000),
 }
 
