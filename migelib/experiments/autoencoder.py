@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data import Dataset, load_mnist, load_mnist_5k
+from ..bounds import mlp
+from ..data import load
 from ..records import Record
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
-from . import stream
+from . import seeded, stream
 from .beyond import gaussian_log_prob
 
 UNITS = {
@@ -240,7 +240,7 @@ class Images:
 
 def data_source(config: Config) -> str:
     """Where the images come from."""
-    return _load(config.data).source
+    return load(config.data).source
 
 
 def load_images(config: Config, device: torch.device) -> Images:
@@ -248,7 +248,7 @@ def load_images(config: Config, device: torch.device) -> Images:
 
     The halves of MNIST's test set come from different writers, so they are mixed; the embedded subset is mixed already.
     """
-    dataset = _load(config.data)
+    dataset = load(config.data)
     order = torch.arange(len(dataset.x_test))
     if config.data == "mnist":
         order = torch.randperm(len(order), generator=stream(0, "test images"))
@@ -260,13 +260,6 @@ def load_images(config: Config, device: torch.device) -> Images:
         )
     ]
     return Images(*rows[0], *rows[1])
-
-
-def _load(name: str) -> Dataset:
-    loaders = {"mnist": load_mnist, "mnist_5k": load_mnist_5k}
-    if name not in loaders:
-        raise ValueError(f"data: unknown name {name!r}, expected one of {', '.join(loaders)}")
-    return loaders[name]()
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -302,19 +295,6 @@ def measure(
             quantities |= {f"{method}/posterior-d{code}/{metric}": value for metric, value in metrics.items()}
             curves |= {f"{method}/posterior-d{code}/{name}": value for name, value in kept.items()}
     return quantities, curves
-
-
-def seeded(build: Callable[[], nn.Module], generator: torch.Generator, device: torch.device) -> nn.Module:
-    """Build a network whose first weights the generator determines, and leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        return build().to(device)
-
-
-def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of these sizes with rectifiers between them."""
-    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
 
 
 def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Int[Tensor, "size"]]:
@@ -371,7 +351,7 @@ def train_autoencoder(
     code, pixels = frontier.code, images.x_train.shape[-1]
     variational = method == "vae"
     build = partial(_build, pixels, config.hidden, code, variational)
-    networks = seeded(build, stream(seed, "networks", code, variational), device)
+    networks = seeded(build, stream(seed, "networks", code, variational).initial_seed()).to(device)
     model = Autoencoder(networks["encoder"], networks["decoder"], code, variational)
     penalty = _penalty(method, code, config, seed, device)
     optimiser = torch.optim.Adam(networks.parameters(), lr=config.learning_rate)
@@ -390,10 +370,10 @@ def train_autoencoder(
 
 
 def _build(pixels: int, hidden: int, code: int, variational: bool) -> nn.ModuleDict:
-    encoder = mlp(pixels, hidden, hidden, 2 * code if variational else code)
+    encoder = mlp([pixels, hidden, hidden, 2 * code if variational else code])
     if variational:
         start_narrow(encoder[-1], code, 2 * LOG_SCALE)
-    return nn.ModuleDict({"encoder": encoder, "decoder": mlp(code, hidden, hidden, pixels)})
+    return nn.ModuleDict({"encoder": encoder, "decoder": mlp([code, hidden, hidden, pixels])})
 
 
 @torch.no_grad()
@@ -436,7 +416,7 @@ class Discriminator:
     """WAE-GAN's penalty: a network trained to tell codes from the prior, and the codes' non-saturating loss."""
 
     def __init__(self, code: int, config: Config, generator: torch.Generator, device: torch.device) -> None:
-        self.network = seeded(lambda: mlp(code, config.hidden, config.hidden, 1), generator, device)
+        self.network = seeded(lambda: mlp([code, config.hidden, config.hidden, 1]), generator.initial_seed()).to(device)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.discriminator_rate, betas=(0.5, 0.999))
 
     def __call__(self, z: Float[Tensor, "n d"], noise: torch.Generator) -> Float[Tensor, ""]:
@@ -570,7 +550,7 @@ class Ruler:
     def train(cls, images: Images, epochs: int, generator: torch.Generator, device: torch.device) -> Ruler:
         """Train the classifier on the training images."""
         side = math.isqrt(images.x_train.shape[-1])
-        network = seeded(partial(_classifier, side), generator, device)
+        network = seeded(partial(_classifier, side), generator.initial_seed()).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
         n = len(images.x_train)
         for index in batches(n, 128, epochs * (n // 128), generator):
@@ -688,9 +668,9 @@ def train_posterior(
 
     def build() -> nn.ModuleDict:
         encoder = PosteriorEncoder(kind, pixels, config.hidden, code, config.posterior_noise)
-        return nn.ModuleDict({"encoder": encoder, "decoder": mlp(code, config.hidden, config.hidden, pixels)})
+        return nn.ModuleDict({"encoder": encoder, "decoder": mlp([code, config.hidden, config.hidden, pixels])})
 
-    networks = seeded(build, stream(seed, "posterior", kind, code), device)
+    networks = seeded(build, stream(seed, "posterior", kind, code).initial_seed()).to(device)
     encoder, decoder = networks["encoder"], networks["decoder"]
     optimiser = torch.optim.Adam(networks.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

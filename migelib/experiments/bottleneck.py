@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy import stats
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,11 +32,11 @@ from ..codes import (
     mixture_of_classes_surrogate,
     pairwise_information,
 )
-from ..data import Dataset, load_mnist, load_mnist_5k
+from ..data import Dataset, load
 from ..scores import SSGE, GaussianScore, Residual, Transformed
 from ..surrogates import mutual_information_surrogate
 from ..transforms import Whitening
-from . import stream
+from . import seeded, stream
 
 UNITS = {
     "relative_error": "1",
@@ -430,7 +430,7 @@ class Mine(Penalty):
     """MINE: a critic that takes one step of its own for every step of the network [Belghazi et al., ICML 2018]."""
 
     def __init__(self, config: Config, generator: torch.Generator, device: torch.device) -> None:
-        critic = _seeded(generator, lambda: bounds.SeparableCritic(784, config.code, config.critic_hidden))
+        critic = seeded(lambda: bounds.SeparableCritic(784, config.code, config.critic_hidden), _drawn_seed(generator))
         self.critic, self.decay, self.log_mean = critic.to(device), config.critic_decay, None
         self.optimiser = _adam(self.critic.parameters(), config.critic_learning_rate)
 
@@ -600,11 +600,8 @@ PROFILES = {
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def _seeded(generator: torch.Generator, make: Callable[[], nn.Module]) -> nn.Module:
-    """Build a module whose initial weights come from the generator, leaving the global one as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return make()
+def _drawn_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def _adam(parameters: Iterator[nn.Parameter], rate: float, beta: float = 0.9) -> torch.optim.Adam:
@@ -619,9 +616,9 @@ def train(
     generator = stream(seed, "train")
     dropout = weight if method == "dropout" else 0.0
     smoothing = weight if method == "label-smoothing" else 0.0
-    network = _seeded(
-        generator,
+    network = seeded(
         lambda: Network(x.shape[1], config.hidden, config.code, encoder, dropout, config.noise_offset),
+        _drawn_seed(generator),
     ).to(x.device)
     penalty = penalty_type(config, stream(seed, "penalty"), x.device)
     weights = list(network.parameters())
@@ -665,9 +662,8 @@ def calibration_error(log_probs: Float[Tensor, "n c"], y: Int64[Tensor, "n"], bi
 
 def auroc(negatives: Float[Tensor, "n"], positives: Float[Tensor, "m"]) -> float:
     """Probability that a positive has a larger value than a negative, ties counting half."""
-    values = torch.cat([negatives, positives]).cpu().numpy()
-    n, m = len(negatives), len(positives)
-    return float((stats.rankdata(values)[n:].sum() - m * (m + 1) / 2) / (n * m))
+    labels = np.repeat([0, 1], [len(negatives), len(positives)])
+    return float(roc_auc_score(labels, torch.cat([negatives, positives]).cpu().numpy()))
 
 
 def attacked_error(network: Network, x: Float[Tensor, "n p"], y: Int64[Tensor, "n"], samples: int, seed: int) -> float:
@@ -726,9 +722,8 @@ def measure(
 # --- the experiment --------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def _dataset(name: str) -> Dataset:
-    return {"mnist": load_mnist, "mnist-5k": load_mnist_5k}[name]()
+    return load({"mnist": "mnist", "mnist-5k": "mnist_5k"}[name])
 
 
 def data_source(config: Config) -> str:

@@ -34,7 +34,7 @@ from ..tasks.energies import (
     PlaneEnergy,
     breast_cancer_posterior,
 )
-from . import stream
+from . import seeded, stream
 
 Energy = PlaneEnergy | FunnelEnergy | LogisticRegression
 
@@ -370,9 +370,7 @@ def train_flow(
 ) -> FlowStack:
     """Minimise the divergence of a stack of flows, whose density is known: no score has to be estimated."""
     dim = targets[0].dim
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        flows = [SplineFlow(dim) for _ in targets]
+    flows = seeded(lambda: [SplineFlow(dim) for _ in targets], generator.initial_seed())
     weights, buffers = torch.func.stack_module_state(flows)
     weights = {name: weight.detach().to(device).requires_grad_() for name, weight in weights.items()}
     stack = FlowStack(flows[0].to(device), weights, {name: b.to(device) for name, b in buffers.items()}, dim)
@@ -521,9 +519,9 @@ class DenoiserStack:
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
-            networks = [DenoisingNetwork(dim, hidden, blocks) for _ in range(count)]
+        networks = seeded(
+            lambda: [DenoisingNetwork(dim, hidden, blocks) for _ in range(count)], generator.initial_seed()
+        )
         weights, _ = torch.func.stack_module_state(networks)
         self.weights = {name: weight.detach().to(device).requires_grad_() for name, weight in weights.items()}
         self.blocks, self.noise, self.generator = blocks, noise, generator

@@ -25,7 +25,7 @@ from ..kernels import median_distance
 from ..models import DeepInfoMaxEncoder, Features, PatchFeatures
 from ..scores import SSGE
 from ..surrogates import mutual_information_surrogate
-from . import stream
+from . import seeded, stream
 
 UNITS = {"test_accuracy": "%", "probe_accuracy": "%", "effective_rank": "1"}
 # A percentage point: about the sampling error of a mean of three accuracies on 1,000 images.
@@ -113,8 +113,8 @@ class Config:
             raise ValueError(
                 f"methods: unknown {', '.join(unknown)}, expected some of {', '.join([*OBJECTIVES, *REFERENCES])}"
             )
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset: unknown name {self.dataset!r}, expected one of {', '.join(DATASETS)}")
+        if self.dataset not in data.LOADERS:
+            raise ValueError(f"dataset: unknown name {self.dataset!r}, expected one of {', '.join(data.LOADERS)}")
         if self.train is not None and self.train < self.batch:
             raise ValueError(f"train: expected at least one batch of {self.batch} images, got {self.train}")
 
@@ -130,17 +130,12 @@ class Images(NamedTuple):
 
 def data_source(config: Config) -> str:
     """Where the images came from."""
-    return _dataset(config.dataset).source
-
-
-@functools.lru_cache(maxsize=1)
-def _dataset(name: str) -> data.Dataset:
-    return DATASETS[name]()
+    return data.load(config.dataset).source
 
 
 def load_images(config: Config, device: torch.device) -> Images:
     """The images of a run: the same ones for every seed, standardised by the training images' channels."""
-    dataset = _dataset(config.dataset)
+    dataset = data.load(config.dataset)
     parts = []
     for name, count in (("train", config.train), ("test", config.test)):
         images, labels = getattr(dataset, f"x_{name}"), getattr(dataset, f"y_{name}")
@@ -473,9 +468,7 @@ OBJECTIVES: dict[str, Callable[[Config, Images, torch.Generator], nn.Module | No
 
 def encoder_of(config: Config, images: Images, generator: torch.Generator) -> DeepInfoMaxEncoder:
     """A new encoder, drawn with the generator's seed, on the images' device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        encoder = _encoder(config, images)
+    encoder = seeded(lambda: _encoder(config, images), generator.initial_seed())
     return encoder.to(images.x_train.device, memory_format=torch.channels_last)
 
 
@@ -485,9 +478,7 @@ def _encoder(config: Config, images: Images) -> DeepInfoMaxEncoder:
 
 def objective_of(config: Config, method: str, images: Images, generator: torch.Generator) -> nn.Module | None:
     """The objective of a method, its parameters drawn with the generator's seed, on the images' device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        objective = OBJECTIVES[method](config, images, generator)
+    objective = seeded(lambda: OBJECTIVES[method](config, images, generator), generator.initial_seed())
     return None if objective is None else objective.to(images.x_train.device)
 
 
@@ -675,9 +666,8 @@ def classifier_accuracy(
     std, mean = torch.std_mean(x, 0)
     std = torch.where(std > 0, std, torch.ones_like(std))  # of units that never fire
     x, x_test = (x - mean) / std, (x_test - mean) / std
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        network = bounds.mlp([x.shape[1], *([hidden] if hidden else []), int(labels.max()) + 1]).to(x.device)
+    sizes = [x.shape[1], *([hidden] if hidden else []), int(labels.max()) + 1]
+    network = seeded(lambda: bounds.mlp(sizes), generator.initial_seed()).to(x.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.classifier_rate, weight_decay=1e-3, fused=True)
     size = min(config.classifier_batch, len(x))
     total = config.classifier_epochs * (len(x) // size)
@@ -692,14 +682,6 @@ def classifier_accuracy(
     with torch.no_grad():
         return 100 * float((network(x_test).argmax(1) == labels_test).double().mean())
 
-
-DATASETS: dict[str, Callable[[], data.Dataset]] = {
-    "mnist_5k": data.load_mnist_5k,
-    "mnist": data.load_mnist,
-    "cifar10": data.load_cifar10,
-    "cifar100": data.load_cifar100,
-    "stl10": data.load_stl10,
-}
 
 MAIN = ("random", "mige", "mige-patches", "mige-moments", "jsd", "infonce", "supervised")
 FIXED = ("pca", "projection", "patches", "patches-pca")

@@ -19,7 +19,7 @@ from .. import bounds
 from ..scores import SSGE
 from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian, exact_score_surrogate
-from . import stream
+from . import seeded, stream
 
 UNITS = {"relative_error": "1", "value_relative_error": "1", "denominator_ratio": "1"}
 
@@ -163,9 +163,10 @@ def train_bound(
     """
     rho = rho.to(device).requires_grad_()
     task = CorrelatedGaussian(dim, rho)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        critics = [bounds.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in rho]
+    critics = seeded(
+        lambda: [bounds.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in rho],
+        generator.initial_seed(),
+    )
     weights, _ = torch.func.stack_module_state(critics)
     weights = {name: weight.detach().to(device).requires_grad_() for name, weight in weights.items()}
     evaluate = torch.vmap(lambda weights, x, y: torch.func.functional_call(critics[0], weights, (x, y)))
