@@ -22,15 +22,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from .. import records
-
-Built = TypeVar("Built")
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
@@ -48,7 +46,7 @@ def stream(seed: int, *label: object) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
 
-def seeded(build: Callable[[], Built], seed: int) -> Built:
+def seeded(build: Callable[[], Any], seed: int) -> Any:
     """Return what `build` makes, such as a network, with torch's global generator seeded, and then put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
