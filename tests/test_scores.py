@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migelib import SSGE, Adaptive, GaussianScore, Stein
+from migelib import SSGE, Adaptive, GaussianScore
 from migelib.scores import ESTIMATORS, as_estimator
 from migelib.tasks import Gaussian, GaussianMixture, StudentT
 
@@ -65,6 +65,7 @@ def test_ssge_keeps_at_least_one(generator):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     name=st.sampled_from(sorted(set(ESTIMATORS) - {"denoising"})),  # one trained network serves its whole batch
 )
+@example(batch=[2], n=11, m=2, d=1, dtype=torch.float32, name="stein")  # differed while Stein was in single precision
 def test_shapes_dtypes_and_batches(batch, n, m, d, dtype, name):
     generator = torch.Generator().manual_seed(n * m + d)
     samples = torch.randn(*batch, n, d, dtype=dtype, generator=generator)
@@ -81,9 +82,7 @@ def test_single_and_double_precision_agree(estimator, device, generator):
     samples = torch.randn(200, 6, dtype=torch.float64, generator=generator).to(device)
     double = estimator().fit(samples)(samples)
     single = estimator().fit(samples.float())(samples.float())
-    # Stein's estimate drops the eigenvalues at rounding level, and single precision has more of them.
-    tolerance = 0.1 if estimator is Stein else 1e-3
-    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=tolerance)
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("estimator", ALL)

@@ -10,7 +10,7 @@ Derived in :doc:`/book/07_score_estimators`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,8 @@ class KernelScore:
         "rbf" or "imq".
     curl_free : bool
         Whether the kernel is curl-free rather than diagonal.
+    dtype : torch.dtype
+        Of the points and of the scores; everything is computed in the precision of `samples`.
     """
 
     samples: Float[Tensor, "*batch n d"]
@@ -69,22 +71,23 @@ class KernelScore:
     stein_weight: float
     kernel: str
     curl_free: bool
+    dtype: torch.dtype
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         kernel = self._at(points)
         value = kernel.apply(self.coefficients)
-        return value + self.stein_weight * kernel.stein() if self.stein_weight else value
+        return (value + self.stein_weight * kernel.stein() if self.stein_weight else value).to(self.dtype)
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d], in closed form."""
         kernel = self._at(points)
         value = kernel.divergence(self.coefficients)
-        return value + self.stein_weight * kernel.stein_divergence() if self.stein_weight else value
+        return (value + self.stein_weight * kernel.stein_divergence() if self.stein_weight else value).to(self.dtype)
 
     def _at(self, points: Tensor) -> VectorKernel:
-        check_points(points, self.samples)
-        return VectorKernel(points, self.samples, self.width, self.kernel, self.curl_free)
+        check_points(points, self.samples.to(self.dtype))
+        return VectorKernel(points.to(self.samples), self.samples, self.width, self.kernel, self.curl_free)
 
 
 class KernelEstimator:
@@ -153,7 +156,7 @@ class KernelEstimator:
         weight, coefficients = self._solve(kernel, target)
         if base is not None:
             coefficients = coefficients + weight / n * base
-        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free)
+        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, samples.dtype)
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         """Weight a and coefficients c with -g(L) zeta = a zeta + sum_j K(., x_j) c_j, from zeta's values."""
@@ -201,6 +204,12 @@ class Stein(KernelEstimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive_required(self.ridge, "ridge")
+
+    def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
+        check_samples(samples)
+        # In single precision too many eigenvalues are at rounding level, and which are dropped is chance.
+        fitted = super()._fit(samples.double(), None if base is None else base.double())
+        return replace(fitted, dtype=samples.dtype)
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         n = target.shape[-2]
