@@ -80,7 +80,7 @@ class Record:
     Attributes
     ----------
     experiment, profile : str
-        Its name, and "quick", "full" or "cpu".
+        Its name, and that of a profile that is recorded, such as "quick", "cpu" or "full".
     config : dict
         All settings of the run.
     made_with : dict
