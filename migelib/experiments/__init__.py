@@ -53,6 +53,14 @@ def seeded(build: Callable[[], Any], seed: int) -> Any:
         return build()
 
 
+def clock(device: torch.device) -> float:
+    """Return seconds for differences: what the process computed on a CPU, so that others do not count, or wall time."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def run(
     name: str,
     profile: str = "quick",

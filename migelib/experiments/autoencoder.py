@@ -25,7 +25,7 @@ from ..data import load
 from ..records import Record
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
-from . import seeded, stream
+from . import clock, seeded, stream
 from .beyond import gaussian_log_prob
 
 UNITS = {
@@ -192,20 +192,33 @@ PROFILES = {
             Frontier(
                 8,
                 128,
-                5,
-                _some(("ege", "wae-mmd-imq"), 1, 3)
-                | _some(("ssge-paper", "gaussian"), 1, 2)
-                | _some(("wae-mmd-energy",), 2, 3),
+                6,
+                _some(("none",), 0, 1)
+                | _some(("ege", "wae-mmd-imq", "wae-mmd-rbf", "wae-mmd-energy"), 0, 4)
+                | _some(("ssge-paper", "gaussian"), 1, 3)
+                | _some(("wae-gan",), 1, 3)
+                | _some(("vae",), 0, 2),
             ),
-            Frontier(8, 128, 10, {"ege": (5.0,), "wae-mmd-imq": (300.0,)}),
-            Frontier(2, 128, 2, {"none": (0.0,), "ege": (5.0,), "wae-mmd-imq": (300.0,), "vae": (1.0,)}),
+            Frontier(8, 128, 30, _some(("ege", "gaussian"), 1, 2) | _some(("wae-mmd-imq", "wae-mmd-energy"), 2, 3)),
+            Frontier(
+                2,
+                128,
+                6,
+                _some(("none",), 0, 1)
+                | _some(("ege", "wae-mmd-imq"), 0, 3)
+                | _some(("wae-mmd-rbf",), 1, 3)
+                | _some(("vae",), 1, 2),
+            ),
+            Frontier(32, 128, 6, _some(("ege", "wae-mmd-imq", "wae-mmd-energy"), 1, 3) | _some(("ssge-paper",), 1, 2)),
+            Frontier(8, 32, 2, _some(("ege", "wae-mmd-imq"), 1, 3) | _some(("wae-mmd-energy",), 2, 3)),
+            Frontier(8, 512, 6, _some(("ege", "wae-mmd-imq"), 1, 3) | _some(("wae-mmd-energy",), 2, 3)),
         ),
-        images=10_000,
+        images=20_000,
         test_images=4000,
-        posterior_codes=(8,),
-        posterior_methods=("vae", "vae-3x", "ege"),
-        posterior_steps=400,
+        posterior_methods=("vae", "vae-full", "vae-3x", "ege", "ssge-paper"),
+        posterior_steps=1000,
         likelihood_images=150,
+        grid=150,
         kept=_KEPT,
     ),
     "full": Config(
@@ -266,7 +279,8 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
     """Every method, weight and setting, for one seed.
 
     Quantities are named <method>/d<code>-b<batch>-e<epochs>-w<weight>/<metric> on the frontiers and
-    <method>/posterior-d<code>/<metric> for the variational autoencoders.
+    <method>/posterior-d<code>/<metric> for the variational autoencoders. The curves are codes, samples and labels for
+    figures, and the seconds of every training, <...>/training_s, by `clock`.
     """
     return measure(config, load_images(config, device), seed, device)
 
@@ -282,7 +296,9 @@ def measure(
         for method, weights in frontier.weights.items():
             for weight in weights:
                 name = f"{method}/{frontier.setting}-w{weight:g}"
+                started = clock(device)
                 model = train_autoencoder(method, weight, frontier, config, images, seed, device)
+                curves[f"{name}/training_s"] = np.float32(clock(device) - started)
                 metrics, codes, samples = evaluate(model, images, ruler, stream(seed, "evaluate", frontier.code))
                 quantities |= {f"{name}/{metric}": value for metric, value in metrics.items()}
                 if config.kept.get(method) == weight and frontier.code == 2:
@@ -697,8 +713,10 @@ def run_posterior(
     method: str, code: int, config: Config, images: Images, seed: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Train one variational autoencoder; its metrics on binarised test images, and codes for figures."""
+    started = clock(device)
     with torch.enable_grad():
         encoder, decoder = train_posterior(method, code, config, images, seed, device)
+    kept = {"training_s": np.float32(clock(device) - started)}
     x = images.x_test[: config.likelihood_images]
     x = (torch.rand(x.shape, generator=stream(0, "binarise")).to(x) < x).to(x)
     generator = stream(seed, "likelihood", code)
@@ -710,13 +728,13 @@ def run_posterior(
         ),
     }
     if code != 2:
-        return metrics, {}
+        return metrics, kept
     evidence, posterior = grid_posterior(decoder, x, config.grid, config.likelihood_samples, generator)
     metrics["grid_log_likelihood"] = float(evidence.mean())
     scale = torch.cdist(posterior, posterior).mean((-2, -1))
     metrics["posterior_distance"] = float((mmd_squared(z, posterior, energy_kernel) / scale).mean())
     few = {"codes": z[:4, :200], "posterior": posterior[:4, :200]}
-    return metrics, {name: value.cpu().numpy().astype(np.float16) for name, value in few.items()}
+    return metrics, kept | {name: value.cpu().numpy().astype(np.float16) for name, value in few.items()}
 
 
 def log_joint(decoder: nn.Module, x: Float[Tensor, "b p"], z: Float[Tensor, "b m d"]) -> Float[Tensor, "b m"]:
