@@ -239,9 +239,7 @@ def test_tuning_never_sees_test_images_and_takes_the_best_weight(monkeypatch):
     errors = curves["tuning/vib/validation_error"].mean(1)
     assert chosen == {"baseline": 0.0, "vib": bottleneck.WEIGHTS[int(errors.argmin())]}
     data = load_mnist_5k()._replace(x_test=None, y_test=None)
-    monkeypatch.setattr(
-        bottleneck, "_dataset", lambda _: data._replace(x_test=data.x_train[:1], y_test=data.y_train[:1])
-    )
+    monkeypatch.setattr(bottleneck, "load", lambda _: data._replace(x_test=data.x_train[:1], y_test=data.y_train[:1]))
     assert bottleneck.tune.__wrapped__(config, CPU)[0] == chosen
 
 

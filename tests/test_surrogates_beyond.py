@@ -13,8 +13,8 @@ from migelib import (
     kl_surrogate,
     total_correlation_surrogate,
 )
-from migelib.experiments.beyond import LAWS, MEASURES, Groups, gaussian_log_prob
-from migelib.tasks import SinhArcsinhMap
+from migelib.experiments.beyond import LAWS, MEASURES, Groups
+from migelib.tasks import SinhArcsinhMap, gaussian_log_prob
 
 
 class CountedGaussian:

@@ -25,8 +25,8 @@ from ..data import load
 from ..records import Record
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
+from ..tasks import gaussian_log_prob
 from . import clock, seeded, stream
-from .beyond import gaussian_log_prob
 
 UNITS = {
     "reconstruction": "nat",

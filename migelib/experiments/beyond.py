@@ -21,7 +21,7 @@ from ..surrogates import (
     kl_surrogate,
     total_correlation_surrogate,
 )
-from ..tasks import SinhArcsinhMap
+from ..tasks import SinhArcsinhMap, gaussian_log_prob
 from . import stream
 from .mi_gradient import flat_gradient
 
@@ -207,11 +207,6 @@ class Groups:
         if self.shape is None:
             return self.target(u)
         return self.target(self.shape.forward(u)) + self.shape.derivatives(u)[0].log().sum(-1)
-
-
-def gaussian_log_prob(points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    """Log density of a standard Gaussian, up to its constant."""
-    return -0.5 * points.square().sum(-1)
 
 
 def logistic_log_prob(points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:

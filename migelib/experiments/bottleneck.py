@@ -32,7 +32,7 @@ from ..codes import (
     mixture_of_classes_surrogate,
     pairwise_information,
 )
-from ..data import Dataset, load
+from ..data import load
 from ..scores import SSGE, GaussianScore, Residual, Transformed
 from ..surrogates import mutual_information_surrogate
 from ..transforms import Whitening
@@ -76,7 +76,7 @@ class Config:
     seeds : int
         Number of repetitions.
     data : str
-        "mnist" or "mnist-5k".
+        "mnist" or "mnist_5k".
     methods : tuple of str
         Some of `METHODS`.
     weights : tuple of (str, float)
@@ -550,7 +550,7 @@ UNWEIGHTED = ("baseline", "stochastic")
 PROFILES = {
     "quick": Config(
         seeds=5,
-        data="mnist-5k",
+        data="mnist_5k",
         methods=("baseline", "stochastic", "vib", "kl", "mige-marginal", "mige-gaussian", "mige-classes"),
         weights=(("vib", 1e-2), ("kl", 1e-2), ("mige-marginal", 1e-3), ("mige-gaussian", 3e-2), ("mige-classes", 3e-2)),
         hidden=192,
@@ -748,18 +748,14 @@ def measure(
 # --- the experiment --------------------------------------------------------------------------------------------------
 
 
-def _dataset(name: str) -> Dataset:
-    return load({"mnist": "mnist", "mnist-5k": "mnist_5k"}[name])
-
-
 def data_source(config: Config) -> str:
     """Where the images come from, in a few words."""
-    return _dataset(config.data).source
+    return load(config.data).source
 
 
 def _images(config: Config, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and test images as vectors in -1..1, with labels; the last training images are for validation."""
-    data = _dataset(config.data)
+    data = load(config.data)
     flat = [images.flatten(1).float() / 127.5 - 1 for images in (data.x_train, data.x_test)]
     order = torch.randperm(len(data.y_train), generator=stream(0, "split"))
     parts = (flat[0][order], data.y_train[order], flat[1], data.y_test)

@@ -19,6 +19,7 @@ from .energies import (
     Moments,
     PlaneEnergy,
     breast_cancer_posterior,
+    gaussian_log_prob,
 )
 from .gaussian import CorrelatedGaussian, GaussianPair, JointGaussian
 from .maps import Asinh, Bimodal, Compose, HalfCube, NormalCDF, SinhArcsinhMap, Spiral, TransformedPair, Wiggle
@@ -59,5 +60,6 @@ __all__ = [
     "breast_cancer_posterior",
     "cast",
     "exact_score_surrogate",
+    "gaussian_log_prob",
     "pair",
 ]

@@ -24,6 +24,11 @@ from .base import draw_normal
 Box = tuple[tuple[float, float], tuple[float, float]]
 
 
+def gaussian_log_prob(points: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """Log density of a standard Gaussian, up to its constant."""
+    return -0.5 * points.square().sum(-1)
+
+
 @dataclass(frozen=True)
 class PlaneEnergy:
     r"""Target :math:`p(z) \propto e^{f(z)}` in the plane.
