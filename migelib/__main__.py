@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("list", help="the experiments, their profiles, what is recorded")
     run = commands.add_parser("run", help="run an experiment and write its record")
     run.add_argument("experiment")
-    run.add_argument("--profile", default="quick", help="quick, full or cpu, see list (default: quick)")
+    run.add_argument("--profile", default="quick", help="one of those that list names (default: quick)")
     run.add_argument("--seeds", type=int, help="number of seeds (default: the profile's)")
     run.add_argument("--resume", action="store_true", help="keep finished seeds on disk and go on from there")
     check = commands.add_parser("check", help="re-run at the quick profile and compare with the record")
@@ -35,7 +35,7 @@ def _list(options: argparse.Namespace) -> int:
     for name in experiments.NAMES:
         for profile in experiments.get(name).PROFILES:
             recorded = (name, profile) in records.available()
-            print(f"{name:24} {profile:8} {records.load(name, profile).origin if recorded else 'not recorded'}")
+            print(f"{name:24} {profile:10} {records.load(name, profile).origin if recorded else 'not recorded'}")
     return 0
 
 
