@@ -5,10 +5,11 @@ Explained in :doc:`/book/11_infomax`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .validation import check_count
@@ -180,3 +181,37 @@ class PatchFeatures(nn.Module):
     def _responses(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
         responses = nn.functional.conv2d(images, self.weights, stride=self.stride)
         return nn.functional.adaptive_avg_pool2d((responses - self.threshold).clamp_min(0), self.pool).flatten(1)
+
+
+def digit_classifier(side: int) -> nn.Sequential:
+    """Small convolutional network from digits [n, side * side] to 64 features and, last, the logits of ten classes."""
+    left = -(-side // 4)  # after two strides of two
+    return nn.Sequential(
+        nn.Unflatten(1, (1, side, side)),
+        nn.Conv2d(1, 16, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * left**2, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Int[Tensor, "size"]]:
+    """Indices of `steps` batches: passes over 0..n - 1, each in a new order, without a rest.
+
+    Raises
+    ------
+    ValueError
+        If a batch is larger than n.
+    """
+    if size > n:
+        raise ValueError(f"batch: expected at most the number of images {n}, got {size}")
+    order, start = torch.randperm(n, generator=generator), 0
+    for _ in range(steps):
+        if start + size > n:
+            order, start = torch.randperm(n, generator=generator), 0
+        yield order[start : start + size]
+        start += size

@@ -12,6 +12,7 @@ from torch import distributions, nn
 from migelib import records
 from migelib.experiments import autoencoder, stream
 from migelib.experiments.autoencoder import KERNELS, Config, Frontier, Images, mmd_squared
+from migelib.models import batches
 from migelib.records import Quantity, Record
 
 CPU = torch.device("cpu")
@@ -211,11 +212,11 @@ def test_the_discriminator_learns_and_passes_its_gradient_to_the_codes():
 
 
 def test_batches_pass_over_all_images():
-    chosen = torch.cat(list(autoencoder.batches(10, 3, 6, torch.Generator().manual_seed(0))))
+    chosen = torch.cat(list(batches(10, 3, 6, torch.Generator().manual_seed(0))))
     for start in (0, 9):
         assert len(chosen[start : start + 9].unique()) == 9
     with pytest.raises(ValueError, match=r"batch.*10.*11"):
-        next(autoencoder.batches(10, 11, 1, torch.Generator()))
+        next(batches(10, 11, 1, torch.Generator()))
 
 
 def test_tiny_run_measures_everything_and_repeats(images):

@@ -10,7 +10,7 @@ Explained in :doc:`/book/15_autoencoder`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from ..bounds import mlp
 from ..data import load
+from ..models import batches, digit_classifier
 from ..records import Record
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
@@ -313,18 +314,6 @@ def measure(
     return quantities, curves
 
 
-def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Int[Tensor, "size"]]:
-    """Indices of `steps` batches: passes over 0..n - 1, each in a new order, without a rest."""
-    if size > n:
-        raise ValueError(f"batch: expected at most the number of images {n}, got {size}")
-    order, start = torch.randperm(n, generator=generator), 0
-    for _ in range(steps):
-        if start + size > n:
-            order, start = torch.randperm(n, generator=generator), 0
-        yield order[start : start + size]
-        start += size
-
-
 # --- the aggregate posterior
 
 
@@ -566,7 +555,7 @@ class Ruler:
     def train(cls, images: Images, epochs: int, generator: torch.Generator, device: torch.device) -> Ruler:
         """Train the classifier on the training images."""
         side = math.isqrt(images.x_train.shape[-1])
-        network = seeded(partial(_classifier, side), generator.initial_seed()).to(device)
+        network = seeded(partial(digit_classifier, side), generator.initial_seed()).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
         n = len(images.x_train)
         for index in batches(n, 128, epochs * (n // 128), generator):
@@ -592,21 +581,6 @@ class Ruler:
 
 def _in_parts(network: nn.Module, x: Float[Tensor, "n p"]) -> Tensor:
     return torch.cat([network(rows) for rows in x.split(500)])  # many images at once are slower
-
-
-def _classifier(side: int) -> nn.Sequential:
-    left = -(-side // 4)  # after two strides of two
-    return nn.Sequential(
-        nn.Unflatten(1, (1, side, side)),
-        nn.Conv2d(1, 16, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * left**2, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
 
 
 def frechet_distance(
