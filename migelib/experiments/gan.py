@@ -275,7 +275,7 @@ class Stacks:
         with torch.no_grad():
             probabilities = torch.cat([self.logits(part).softmax(-1) for part in samples.split(500)])
         confidence, digit = probabilities.max(-1)
-        mode = digit @ digit.new_tensor([DIGITS**2, DIGITS, 1])
+        mode = (digit * digit.new_tensor([DIGITS**2, DIGITS, 1])).sum(-1)  # CUDA has no product of integer matrices
         share = torch.bincount(mode, minlength=DIGITS**3).double() / len(samples)
         return {
             "modes": float((share > 0).sum()),
