@@ -284,18 +284,28 @@ def test_errors_name_what_is_unknown(images):
 
 
 @pytest.mark.parametrize(
-    ("profile", "setting"), [("quick", "d8-b64-e5"), ("cpu", "d8-b128-e5"), ("cpu", "d8-b128-e10")]
+    ("profile", "setting"),
+    [("quick", "d8-b64-e5"), *(("cpu", s) for s in ("d8-b128-e6", "d32-b128-e6", "d8-b32-e2", "d8-b512-e6"))],
 )
-def test_recorded_points_of_the_peers_are_dominated_in_eight_dimensions(profile, setting):
+def test_recorded_points_of_the_peers_are_dominated_after_a_short_training(profile, setting):
     run = records.load("autoencoder", profile)
     names = {name.split("/")[0] for name in run.quantities if f"/{setting}-" in name}
     for peer in names - {"ege", "ssge-paper", "gaussian"}:
-        assert all(autoencoder.dominated(run, setting, peer, "ege").values()), peer
+        beaten = autoencoder.dominated(run, setting, peer, "ege")
+        undecided = {300.0} if (setting, peer) == ("d8-b128-e6", "wae-mmd-imq") else set()
+        assert {weight for weight, lower in beaten.items() if not lower} == undecided, peer
         assert not any(autoencoder.dominated(run, setting, "ege", peer).values()), peer
 
 
-def test_recorded_mmd_is_not_dominated_in_two_dimensions():
+def test_recorded_lead_is_gone_after_thirty_passes_and_in_two_dimensions():
     run = records.load("autoencoder", "cpu")
-    assert autoencoder.dominated(run, "d2-b128-e2", "wae-mmd-imq", "ege") == {300.0: False}
-    gap = [run[f"{method}/posterior-d8/log_likelihood"].mean for method in ("ege", "vae", "vae-3x")]
-    assert gap[1] + 20 < gap[0] < gap[2]  # ahead at equal steps, not at equal time
+    for setting in ("d8-b128-e30", "d2-b128-e6"):
+        for pair in (("ege", "wae-mmd-imq"), ("wae-mmd-imq", "ege")):
+            assert not any(autoencoder.dominated(run, setting, *pair).values()), (setting, pair)
+
+
+def test_recorded_implicit_posterior_is_ahead_at_equal_steps_not_at_equal_time():
+    run = records.load("autoencoder", "cpu")
+    vae, longer, ege = (run[f"{method}/posterior-d8/log_likelihood"] for method in ("vae", "vae-3x", "ege"))
+    assert ege.mean - ege.std > vae.mean + vae.std
+    assert longer.mean > ege.mean

@@ -35,7 +35,7 @@ class Lookup(nn.Module):
 
 def stacks():
     digits = (torch.arange(10.0) / 10)[:, None, None, None].expand(10, 1, 4, 4)
-    return Stacks(digits, Lookup(), 100.0, torch.zeros(48, 2))
+    return Stacks(digits, Lookup(), nn.Identity(), 100.0, torch.zeros(48, 2))
 
 
 def generator():
@@ -150,3 +150,11 @@ def test_recorded_ring_is_nearer_to_the_truth_with_the_entropy(profile):
     run = records.load("gan", profile)
     ege, vanilla = (run[f"{method}/ring/kl"] for method in ("ege", "vanilla"))
     assert ege.mean + ege.std < vanilla.mean
+
+
+def test_the_guiding_classifier_is_not_the_judge():
+    train, test = gan.stacks("mnist_5k", 8, 2, 0, CPU)
+    pairs = zip(train.classifier.parameters(), train.guide.parameters(), strict=True)
+    assert all(not torch.equal(judge, guide) for judge, guide in pairs if judge.ndim > 1)
+    assert all(not p.requires_grad for p in train.guide.parameters())
+    assert test.guide is train.guide

@@ -223,7 +223,9 @@ class Stacks:
     digits : Tensor [n, 1, s, s]
         With values in -1..1.
     classifier : Module
-        Digits to the logits of their classes, held fixed; it was trained on the same digits.
+        Digits to the logits of their classes, held fixed; it was trained on the same digits. It is the judge.
+    guide : Module
+        Another, trained from another seed, for a method that may see a classifier: it should not see its judge.
     accuracy : float
         Of the classifier on test digits, in per cent.
     matrix : Tensor [3 s s, p]
@@ -232,6 +234,7 @@ class Stacks:
 
     digits: Float[Tensor, "n 1 s s"]
     classifier: nn.Module
+    guide: nn.Module
     accuracy: float
     matrix: Float[Tensor, "q p"]
 
@@ -266,14 +269,10 @@ class Stacks:
         )
         return generator, discriminator
 
-    def logits(self, stacks: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 c"]:
-        """The classifier's logits of each channel."""
-        return self.classifier(stacks.flatten(0, 1).flatten(1)).unflatten(0, (-1, 3))
-
     def judge(self, samples: Float[Tensor, "n 3 s s"]) -> dict[str, float]:
         """Modes that the classifier finds, share of samples it is sure of, and the modes' divergence from uniform."""
         with torch.no_grad():
-            probabilities = torch.cat([self.logits(part).softmax(-1) for part in samples.split(500)])
+            probabilities = torch.cat([logits(self.classifier, part).softmax(-1) for part in samples.split(500)])
         confidence, digit = probabilities.max(-1)
         mode = (digit * digit.new_tensor([DIGITS**2, DIGITS, 1])).sum(-1)  # CUDA has no product of integer matrices
         share = torch.bincount(mode, minlength=DIGITS**3).double() / len(samples)
@@ -284,9 +283,14 @@ class Stacks:
         }
 
 
+def logits(classifier: nn.Module, stacks: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 c"]:
+    """A classifier's logits of each channel."""
+    return classifier(stacks.flatten(0, 1).flatten(1)).unflatten(0, (-1, 3))
+
+
 @lru_cache(maxsize=2)
 def stacks(data: str, size: int, projection: int, seed: int, device: torch.device) -> tuple[Stacks, Stacks]:
-    """Stacks of the training and of the test digits, with a classifier trained anew for the seed.
+    """Stacks of the training and of the test digits, with classifiers trained anew for the seed.
 
     The arguments are those of `Config`.
     """
@@ -298,22 +302,25 @@ def stacks(data: str, size: int, projection: int, seed: int, device: torch.devic
         )
         parts.append((images, labels.to(device)))
     (x, y), (x_test, y_test) = parts
-    generator = stream(seed, "classifier")
-    network = seeded(lambda: digit_classifier(size), generator.initial_seed()).to(device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for index in batches(len(x), 128, 2 * (len(x) // 128) if len(x) > 10_000 else 300, generator):
-        index = index.to(device)
-        loss = functional.cross_entropy(network(x[index].flatten(1)), y[index])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    network.requires_grad_(False)
+    network, guide = (_classifier(x, y, size, stream(seed, name)) for name in ("classifier", "guide"))
     with torch.no_grad():
         predicted = torch.cat([network(part.flatten(1)).argmax(-1) for part in x_test.split(500)])
     accuracy = 100 * float((predicted == y_test).double().mean())
     pixels = 3 * size**2
     matrix = torch.randn(pixels, projection, generator=stream(seed, "projection")) / math.sqrt(pixels)
-    return tuple(Stacks(digits, network, accuracy, matrix.to(device)) for digits in (x, x_test))
+    return tuple(Stacks(digits, network, guide, accuracy, matrix.to(device)) for digits in (x, x_test))
+
+
+def _classifier(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> nn.Module:
+    network = seeded(lambda: digit_classifier(size), generator.initial_seed()).to(x.device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for index in batches(len(x), 128, 2 * (len(x) // 128) if len(x) > 10_000 else 300, generator):
+        index = index.to(x.device)
+        loss = functional.cross_entropy(network(x[index].flatten(1)), y[index])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return network.requires_grad_(False)
 
 
 def data_source(config: Config) -> str:
@@ -437,7 +444,7 @@ class Trainer:
             "output": lambda: fake.flatten(1),
             "projection": lambda: fake.flatten(1) @ self.task.matrix,
             "discriminator": lambda: self.discriminator[:-2](fake),
-            "classifier": lambda: self.task.logits(fake).flatten(1),
+            "classifier": lambda: logits(self.task.guide, fake).flatten(1),
         }[kind]()
 
     @torch.no_grad()
