@@ -724,6 +724,15 @@ PROFILES = {
         classifier_rate=2e-3,
         timed_steps=10,
     ),
+    "cpu-large": Config(
+        seeds=3,
+        methods=("random", "mige", "mige-moments", "jsd", "infonce", "pca"),
+        dataset="cifar10",
+        epochs=8,
+        other_rates={"mige-moments": 1e-3},
+        classifier_epochs=6,
+        classifier_rate=2e-3,
+    ),
     "full": Config(
         seeds=3,
         methods=(*MAIN, *FIXED, *VARIANTS, "mige-2048d"),
