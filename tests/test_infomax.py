@@ -239,3 +239,14 @@ def test_what_the_chapter_claims_is_recorded(profile):
         assert difference > max(2.0, spread)
     difference, spread = gain("mige", "jsd", "test_accuracy")
     assert difference > spread
+
+
+def test_with_all_images_mige_is_ahead_of_the_critics_in_both_layers():
+    run = records.load("infomax", "cpu-large")
+    for layer in ("fc", "y"):
+        for metric in ("test_accuracy", "probe_accuracy"):
+            mige = run[f"mige/{layer}/{metric}"]
+            for bound in ("jsd", "infonce"):
+                other = run[f"{bound}/{layer}/{metric}"]
+                assert mige.mean - other.mean > mige.std + other.std
+    assert run["pca/y/test_accuracy"].mean > run["mige/y/test_accuracy"].mean  # the chapter's negative result
