@@ -20,8 +20,9 @@ from ..validation import check_count, check_pair, check_points, check_positive, 
 from .ssge import SSGE, SpectralScore
 
 RIDGE = 1e-3  # share of the variances added to a covariance at n <= d
-# The next two are measured, not derived.
+# The next three are measured, not derived.
 FINAL_PRIOR = 0.03  # share of d + 1 pseudo-samples that is left of the prior in a mixture's last step
+FUNCTIONS = 10  # samples for each function of a residual that a single component does not call for
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
 
 
@@ -103,8 +104,8 @@ class Adaptive:
     2. There a Gaussian, a Student-t or a mixture of Gaussians is fitted; a mixture from two spectral starts.
     3. Coordinates and family are those of the largest likelihood, less :math:`p / n` for p further parameters [Akaike,
        IEEE Transactions on Automatic Control 19, 1974] and, for the maps, leaving each sample out of its own CDF.
-    4. Where no single component will do and the dimension is small, :math:`d (d + 1) \le n`, `SSGE` with shrinkage
-       adds what Stein's identity finds missing in the score.
+    4. Where the dimension is small, :math:`d (d + 1) \le n`, `SSGE` adds what Stein's identity finds missing in the
+       score; with a pair only where no single component will do, or where the samples are many times the functions.
 
     For a mutual information `fit_pair` fits one density to both variables jointly and takes the scores of the
     marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
@@ -154,7 +155,7 @@ class Adaptive:
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
         choice, (u, _), model = self._select([(c,) for c in choices])
-        residual = _residual(u, model)
+        residual = _residual(u, model) if _resolves(u, u.shape[-1]) else None
         gauss = fit_gaussian(samples)
         covariance = gauss.scales[..., 0, :, :]
         zero = torch.zeros_like(gauss.means)
@@ -194,17 +195,23 @@ class Adaptive:
         _, parts, model = self._select([(a, b) for a in xs for b in zs])
         split = x.shape[-1]
         u, slope = parts
-        joint, marginal_x, marginal_z = (
-            score if residual is None else score + residual(part)
-            for part, score, residual in (
-                (part, density.score(part), _residual(part, density, dim=u.shape[-1]))
-                for part, density in (
-                    (u, model),
-                    (u[..., :split], model.marginal(0, split)),
-                    (u[..., split:], model.marginal(split, u.shape[-1])),
-                )
-            )
-        )
+        densities = [
+            (u, model),
+            (u[..., :split], model.marginal(0, split)),
+            (u[..., split:], model.marginal(split, u.shape[-1])),
+        ]
+        scores = [density.score(part) for part, density in densities]
+        if all(_resolves(part, u.shape[-1]) for part, _ in densities):
+            residuals = [_residual(part, density) for part, density in densities]
+            # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; the
+            # residual's functions cost a share k / n of it.
+            use = torch.isfinite(model.log_weights).sum(-1) > 1
+            use = (use | (FUNCTIONS * residuals[0].n_eigen <= u.shape[-2]))[..., None, None]
+            scores = [
+                score + torch.where(use, residual(part), 0)
+                for score, residual, (part, _) in zip(scores, residuals, densities, strict=True)
+            ]
+        joint, marginal_x, marginal_z = scores
         difference = ((joint - torch.cat([marginal_x, marginal_z], -1)) * slope).to(dtype)
         return difference[..., :split], difference[..., split:]
 
@@ -343,19 +350,17 @@ class _Standardise:
         return parts[: order + 1]
 
 
-def _residual(u: Tensor, model: EllipticalMixture, dim: int | None = None) -> SpectralScore | None:
-    """What Stein's identity finds missing in the score of a mixture; None where it cannot be told.
+def _resolves(u: Tensor, dim: int) -> bool:
+    """Whether a kernel's n eigenfunctions resolve more than the mean and covariance of `dim` coordinates."""
+    return dim * (dim + 1) <= u.shape[-2] and not bool((median_distance(u) == 0).any())
 
-    A single Gaussian or Student-t that no mixture beats is left as it is. The kernel's n eigenfunctions must resolve
-    more than the mean and the covariance, which the model has: more than d (d + 1) of them, with d that of the whole.
+
+def _residual(u: Tensor, model: EllipticalMixture) -> SpectralScore:
+    """What Stein's identity finds missing in the score of a density.
+
+    Its coefficients are not shrunk: what they fit of the samples' own noise is what is taken out of the gradient's.
     """
-    n = u.shape[-2]
-    dim = u.shape[-1] if dim is None else dim
-    mixed = torch.isfinite(model.log_weights).sum(-1) > 1
-    if not bool(mixed.any()) or dim * (dim + 1) > n or bool((median_distance(u) == 0).any()):
-        return None
-    residual = SSGE(energy=0.999, shrinkage=True).fit_residual(u, model.score(u))
-    return replace(residual, coefficients=torch.where(mixed[..., None, None], residual.coefficients, 0))
+    return SSGE(energy=0.999).fit_residual(u, model.score(u))
 
 
 def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
