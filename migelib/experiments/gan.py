@@ -583,6 +583,7 @@ PROFILES = {
         stacked_methods=tuple(_STACKED),
         size=16,
     ),
+    "cpu-large": Config(seeds=5, plane=Training(steps=20_000), stacked=Training(steps=0), tasks=("grid",)),
     "full": Config(
         seeds=5,
         plane=Training(steps=20_000, batch=256),
