@@ -145,11 +145,24 @@ def test_bad_input_is_named(make, message):
         make()
 
 
-@pytest.mark.parametrize("profile", [profile for name, profile in records.available() if name == "gan"])
+@pytest.mark.parametrize("profile", ["quick", "cpu"])
 def test_recorded_ring_is_nearer_to_the_truth_with_the_entropy(profile):
     run = records.load("gan", profile)
     ege, vanilla = (run[f"{method}/ring/kl"] for method in ("ege", "vanilla"))
     assert ege.mean + ege.std < vanilla.mean
+
+
+def test_recorded_entropy_does_not_help_a_longer_run_of_the_grid():
+    run = records.load("gan", "cpu-large")
+    kl, modes = (
+        {m: run.curves[f"{m}/grid/{metric}"][:, -1] for m in run.config["methods"]} for metric in ("kl", "modes")
+    )
+    assert all(run[f"{method}/grid/quality"].mean > 90 for method in run.config["methods"])
+    assert abs(kl["ege"].mean() - kl["vanilla"].mean()) < kl["vanilla"].std(ddof=1)
+    assert modes["ssge-paper"].mean() < modes["vanilla"].mean()
+    assert kl["meg"].mean() < kl["ege"].mean()
+    assert sorted(modes["instance-noise"])[-3:] == [24, 25, 25]
+    assert modes["instance-noise"].min() < 10
 
 
 def test_the_guiding_classifier_is_not_the_judge():
