@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 run: $(INSTALLED)
-	$(BIN)/jupyter execute --NotebookClient.record_timing=False --inplace book/*.ipynb
+	$(BIN)/jupyter execute --inplace book/*.ipynb
 
 clean:
 	rm -rf .venv _build
