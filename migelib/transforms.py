@@ -157,13 +157,15 @@ class Gaussianise:
         bandwidth = n**-0.2 if self.bandwidth is None else self.bandwidth
         mean = ordered.mean(-2, keepdim=True)
         deviation = (ordered - mean).square().mean(-2, keepdim=True).sqrt()
-        deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))  # a constant maps to zero
+        constant = ordered[..., :1, :] == ordered[..., -1:, :]  # maps to zero, with slope one
+        deviation = torch.where(constant, torch.ones_like(deviation), deviation)
         reach = max(1, n // 8)
         ranks = torch.arange(n, device=ordered.device)
         below, above = (ranks - reach).clamp_min(0), (ranks + reach).clamp_max(n - 1)
         normal = torch.special.ndtri((ranks.to(ordered) + 0.5) / n)
         local = (ordered[..., above, :] - ordered[..., below, :]) / (normal[above] - normal[below])[:, None]
         width = bandwidth * torch.maximum(local, 0.01 * deviation)  # ties leave no local scale
+        width = torch.where(constant, deviation, width)
         block = _blocks(n, self.centres).to(ordered.device)
         count = block.bincount()
         average = torch.zeros(len(count), n).to(ordered)

@@ -223,7 +223,15 @@ def test_ssge_rejects_a_zero_median():
     assert SSGE(width=1.0).fit(samples)(samples).isfinite().all()
 
 
-@pytest.mark.parametrize("samples", [torch.randn(3, 3), torch.randn(20, 1).expand(20, 2)], ids=["n <= d", "dependent"])
+@pytest.mark.parametrize(
+    "samples",
+    [
+        torch.randn(3, 3),
+        torch.randn(20, 1).expand(20, 2),
+        torch.cat([torch.randn(64, 1), torch.full((64, 1), 0.1)], 1),  # of which the mean is not 0.1 exactly
+    ],
+    ids=["n <= d", "dependent", "constant"],
+)
 def test_gaussian_score_rejects_a_singular_covariance(samples):
     with pytest.raises(ValueError, match=r"samples.*covariance"):
         GaussianScore().fit(samples)

@@ -106,6 +106,36 @@ def test_mixtures_in_many_dimensions(name):
     assert (gradient - truth).norm() < 0.3 * truth.norm()
 
 
+@pytest.mark.parametrize("n", [8, 100, 256])
+@pytest.mark.parametrize("value", [0.1, -1e3])
+def test_a_coordinate_without_spread_has_no_score_and_changes_no_other(n, value):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    x = z.sign() + 0.3 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    wide, still = torch.stack([x[:, 0], torch.full_like(x[:, 0], value), x[:, 1]], -1), torch.zeros_like(x[:, :1])
+    fitted = Adaptive().fit(wide)
+    alone = Adaptive().fit(x)(x)
+    torch.testing.assert_close(fitted(wide), torch.cat([alone[:, :1], still, alone[:, 1:]], -1), atol=0, rtol=0)
+    assert not fitted(wide + 1)[:, 1].any()
+    of_x, of_z = Adaptive().fit_pair(x, z)
+    expected = torch.cat([of_x[:, :1], still, of_x[:, 1:]], -1)
+    for found, other in (Adaptive().fit_pair(wide, z), Adaptive().fit_pair(z, wide)[::-1]):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(other, of_z)
+
+
+@pytest.mark.parametrize("n", [40, 256])
+def test_a_coordinate_without_spread_in_one_batch_entry(n):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, n, 2, generator=generator, dtype=torch.float64) + 0.1
+    x[..., 0] += x[..., 0].sign()
+    x[1, :, 1] = 0.1
+    score = Adaptive().fit(x)(x)
+    torch.testing.assert_close(score[0], Adaptive().fit(x[0])(x[0]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(score[1, :, 1], torch.zeros(n, dtype=torch.float64))
+    assert score[1].norm() < 2 * Adaptive().fit(x[1])(x[1]).norm()
+
+
 def test_fewer_samples_than_coordinates():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, 30, generator=generator)

@@ -150,17 +150,31 @@ class Adaptive:
         """
         check_samples(samples)
         check_spread(samples)
+        kept = _varying(samples)
+        if kept is not None:
+            return replace(self.fit(samples[..., kept]), origin=samples[..., :1, :].double(), kept=kept)
         dtype = samples.dtype
         samples = samples.detach().double()  # a nearly noise-free encoder has a condition number beyond float32
+        origin = samples[..., :1, :]
+        samples = samples - origin  # a coordinate without spread is zero exactly
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
         choice, (u, _), model = self._select([(c,) for c in choices])
         residual = _residual(u, model) if _resolves(u, u.shape[-1]) else None
         gauss = fit_gaussian(samples)
         covariance = gauss.scales[..., 0, :, :]
-        zero = torch.zeros_like(gauss.means)
+        start = torch.zeros_like(gauss.means)
         plain = AdaptiveScore(
-            tuple(maps), choice, model, residual, gauss.means, torch.zeros_like(covariance), zero, samples.dtype
+            maps=tuple(maps),
+            choice=choice,
+            model=model,
+            residual=residual,
+            origin=start,
+            kept=None,
+            mean=gauss.means,
+            matrix=torch.zeros_like(covariance),
+            offset=start,
+            dtype=samples.dtype,
         )
         values = plain(samples)
         # Stein's identities for affine functions, mean(s) = 0 and mean((x - mu) s^T) = -I, made exact on the samples.
@@ -169,7 +183,7 @@ class Adaptive:
         defect = identity + centred.mT @ values / samples.shape[-2]
         matrix = -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance))
         offset = -values.mean(-2, keepdim=True)
-        return replace(plain, matrix=matrix, offset=offset, dtype=dtype)
+        return replace(plain, origin=origin, matrix=matrix, offset=offset, dtype=dtype)
 
     @torch.no_grad()
     def fit_pair(
@@ -188,8 +202,16 @@ class Adaptive:
         check_pair(x, z)
         check_spread(x, "x")
         check_spread(z, "z")
+        in_x, in_z = _varying(x), _varying(z)
+        if in_x is not None:
+            score_x, score_z = self.fit_pair(x[..., in_x], z)
+            return _among(score_x, in_x, x.shape[-1]), score_z
+        if in_z is not None:
+            score_x, score_z = self.fit_pair(x, z[..., in_z])
+            return score_x, _among(score_z, in_z, z.shape[-1])
         dtype = x.dtype
         x, z = x.detach().double(), z.detach().double()
+        x, z = x - x[..., :1, :], z - z[..., :1, :]  # a coordinate without spread is zero exactly
         xs = [_coordinates(fitted, x) for fitted in self._maps(x)]
         zs = [_coordinates(fitted, z) for fitted in self._maps(z)]
         _, parts, model = self._select([(a, b) for a in xs for b in zs])
@@ -299,6 +321,10 @@ class AdaptiveScore:
         The density in its coordinates.
     residual : SpectralScore or None
         Kernel estimate of what its score lacks there.
+    origin : Tensor [*batch, 1, d]
+        What is subtracted from the points before all else.
+    kept : Tensor [k] or None
+        Coordinates that the score depends on, where they are not all; those that the samples do not vary in have none.
     mean, matrix, offset : Tensor [*batch, 1, d], [*batch, d, d] and [*batch, 1, d]
         Affine correction (x - mean) @ matrix + offset, with which Stein's identity holds on the samples for affine
         functions.
@@ -310,6 +336,8 @@ class AdaptiveScore:
     choice: Tensor
     model: EllipticalMixture
     residual: SpectralScore | None
+    origin: Tensor
+    kept: Tensor | None
     mean: Tensor
     matrix: Tensor
     offset: Tensor
@@ -317,8 +345,10 @@ class AdaptiveScore:
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
-        check_points(points, self.mean.to(self.dtype))
-        points = points.double()
+        check_points(points, self.origin.to(self.dtype))
+        points = points.double() - self.origin
+        if self.kept is not None:
+            points = points[..., self.kept]
         used = self.choice.unique().tolist()  # evaluating a map that no batch entry chose would double the cost
         u, slope, curvature = self.maps[used[0]].evaluate(points, 2)
         if len(used) > 1:
@@ -329,7 +359,8 @@ class AdaptiveScore:
         score = self.model.score(u)
         if self.residual is not None:
             score = score + self.residual(u)
-        return (slope * score + curvature / slope + correction).to(self.dtype)
+        score = (slope * score + curvature / slope + correction).to(self.dtype)
+        return score if self.kept is None else _among(score, self.kept, self.origin.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -350,6 +381,17 @@ class _Standardise:
         return parts[: order + 1]
 
 
+def _varying(samples: Tensor) -> Tensor | None:
+    """Indices of the coordinates that vary in any batch entry, or None if all do."""
+    vary = (samples != samples[..., :1, :]).flatten(0, -2).any(0)
+    return None if bool(vary.all()) else vary.nonzero()[:, 0]
+
+
+def _among(score: Tensor, kept: Tensor, dim: int) -> Tensor:
+    """The score of `kept` coordinates among `dim`, zero elsewhere."""
+    return score.new_zeros(*score.shape[:-1], dim).index_copy(-1, kept, score)
+
+
 def _resolves(u: Tensor, dim: int) -> bool:
     """Whether a kernel's n eigenfunctions resolve more than the mean and covariance of `dim` coordinates."""
     return dim * (dim + 1) <= u.shape[-2] and not bool((median_distance(u) == 0).any())
@@ -365,6 +407,7 @@ def _residual(u: Tensor, model: EllipticalMixture) -> SpectralScore:
 
 def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
     u, slope = fitted.evaluate(samples, 1)
+    u = u * (samples != 0).any(-2, keepdim=True)  # zero exactly where there is no spread
     n = samples.shape[-2]
     if isinstance(fitted, _Standardise):
         return _Coordinates(u, slope, torch.log(slope).mean(-2).sum(-1) - 2 * samples.shape[-1] / n)
@@ -386,10 +429,14 @@ def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
     level = covariance.diagonal(dim1=-2, dim2=-1)
     # Rounding alone may make a covariance singular: hence a floor.
     weight = max(RIDGE * min(1.0, max(0.0, 2 - n / dim)), 1e-10)
-    diagonal = torch.diag_embed(level.clamp_min(torch.finfo(u.dtype).eps))
-    covariance = (1 - weight) * covariance + weight * diagonal
+    covariance = _filled((1 - weight) * covariance + weight * torch.diag_embed(level), level)
     zero = u.new_zeros(*u.shape[:-2], 1)
     return EllipticalMixture(zero, mean, covariance[..., None, :, :], torch.full_like(zero[..., 0], math.inf))
+
+
+def _filled(scales: Float[Tensor, "*batch d d"], spread: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d d"]:
+    """Variance one for coordinates without spread: the same term in the likelihood of every density, and no score."""
+    return torch.where(torch.diag_embed(spread == 0), torch.ones_like(scales), scales)
 
 
 def fit_student(u: Float[Tensor, "*batch n d"], df: float, start: EllipticalMixture, steps: int) -> EllipticalMixture:
@@ -400,6 +447,7 @@ def fit_student(u: Float[Tensor, "*batch n d"], df: float, start: EllipticalMixt
         mean = (tail * u).sum(-2, keepdim=True) / tail.sum(-2, keepdim=True)
         centred = u - mean
         scale = (tail * centred).mT @ centred / u.shape[-2]
+        scale = _filled(scale, scale.diagonal(dim1=-2, dim2=-1))
         model = EllipticalMixture(model.log_weights, mean, scale[..., None, :, :], model.df)
     return model
 
@@ -426,8 +474,9 @@ def _maximise(u: Tensor, responsibility: Tensor, gauss: EllipticalMixture, prior
     means = responsibility.mT @ u / mass[..., None]
     centred = u[..., None, :, :] - means[..., :, None, :]
     scatter = (responsibility.mT[..., None] * centred).mT @ centred  # [*batch, k, d, d]
-    pooled = scatter.sum(-3, keepdim=True) / n + 1e-5 * gauss.scales
-    scales = (scatter + prior * pooled) / (mass[..., None, None] + prior)
+    within = scatter.sum(-3, keepdim=True) / n
+    scales = (scatter + prior * (within + 1e-5 * gauss.scales)) / (mass[..., None, None] + prior)
+    scales = _filled(scales, within.diagonal(dim1=-2, dim2=-1))
     return EllipticalMixture(torch.log(mass / mass.sum(-1, keepdim=True)), means, scales, gauss.df)
 
 

@@ -75,8 +75,9 @@ class GaussianScore:
         check_spread(samples)
         samples = samples.detach()
         n, dim = samples.shape[-2:]
-        mean = samples.mean(-2, keepdim=True)
-        covariance = shrunk_covariance(samples - mean, self.shrinkage)
+        shifted = samples - samples[..., :1, :]  # a constant coordinate then has no variance, not one of rounding
+        mean = shifted.mean(-2, keepdim=True)
+        covariance = shrunk_covariance(shifted - mean, self.shrinkage)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         # A pivot at rounding level means a singular covariance that the factorisation happened to survive.
         pivots = factor.diagonal(dim1=-2, dim2=-1).square() / covariance.diagonal(dim1=-2, dim2=-1)
@@ -90,7 +91,7 @@ class GaussianScore:
                 f"samples: expected an invertible covariance, which needs n > d (or shrinkage) and no constant or "
                 f"linearly dependent coordinates, got shape {tuple(samples.shape)}"
             )
-        return AffineScore(mean, torch.cholesky_inverse(factor))
+        return AffineScore(mean + samples[..., :1, :], torch.cholesky_inverse(factor))
 
 
 def shrunk_covariance(
