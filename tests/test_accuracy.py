@@ -1,13 +1,15 @@
 """The benchmark experiment: its statistics, its samples and its cells."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
+from migelib import records
 from migelib.experiments import accuracy, stream
-from migelib.tasks import pair
+from migelib.tasks import PAIRS, pair
 
 CPU = torch.device("cpu")
 SMALL = accuracy.Config(
@@ -124,3 +126,25 @@ def test_ar_dae_trains_longer_where_it_has_more_time():
 def test_equal_time_needs_its_reference():
     with pytest.raises(ValueError, match="reference"):
         replace(SMALL, reference="none")
+
+
+def test_the_record_says_what_the_chapter_says():
+    run = records.load("accuracy", "cpu")
+    dims = (1, 2, 8, 16, 32, 128)
+
+    def ratio(other, names, dims):
+        """Geometric mean of the default's error as a multiple of another's, over the cells that have one."""
+        cells = [f"{name}-d{dim}-n256" for name in names for dim in dims]
+        pairs = [[f"{method}/{cell}/relative_error" for method in ("default", other)] for cell in cells]
+        errors = [[run[name].mean for name in pair] for pair in pairs if pair[0] in run.quantities]
+        return statistics.geometric_mean(a / b for a, b in errors if a > 1e-4) if errors else 0.0
+
+    assert all(ratio("exact", ["toy"], [dim]) < 1.2 for dim in (8, 16, 32))
+    assert ratio("ssge-paper", PAIRS, (16, 32, 128)) < 1 / 4
+    assert {name for name in PAIRS for dim in dims if ratio("ssge-paper", [name], [dim]) > 1.1} == {
+        "mlp-blocks",
+        "student",
+    }
+    assert all(ratio("ssge-paper", [name], dims) < 1 for name in PAIRS)
+    entropies = [f"entropy-{name}" for name in (*accuracy.JOINT_ENTROPY, *accuracy.CODE_ENTROPY)]
+    assert all(ratio("exact", entropies, [dim]) < 0.7 for dim in (1, 2))
