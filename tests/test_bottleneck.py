@@ -315,3 +315,13 @@ def test_on_all_images_one_gaussian_a_class_is_below_the_variational_bottleneck(
         mean, width = difference(curves, "vib", reference=reference)
         assert abs(mean) < width  # the chapter's negative result: the gain on few images is gone
     assert curves["confidence-penalty/ece"].min() > 20 * curves["mige-classes/ece"].max()
+
+
+def test_after_thirty_passes_one_gaussian_a_class_is_behind_but_robust():
+    run = records.load("bottleneck", "cpu-long")
+    mean, width = difference(run.curves, "mige-classes", reference="vib")
+    assert 0 < mean - width < mean < 0.15
+    attacked, width = difference(run.curves, "mige-classes", "fgsm_error", "vib")
+    assert attacked + width < -run["vib/mnist/fgsm_error"].mean / 4
+    assert 2.3 < run["mige-classes/mnist/information_low"].mean < 2.8 < run["vib/mnist/information_low"].mean
+    assert all(run[f"{method}/mnist/test_error"].mean > 1.3 for method in run.config["methods"])

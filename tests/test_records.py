@@ -321,6 +321,9 @@ def test_the_readme_quotes_the_records():
         "mige-marginal": " %)",
     }.items():
         phrases.append(f"{bottleneck[f'{method}/mnist/test_error'].mean:.2f}{label}")
+    longer = records.load("bottleneck", "cpu-long")
+    first, second = (longer[f"{method}/mnist/test_error"].mean for method in ("mige-classes", "vib"))
+    phrases.append(f"reversed: {first:.2f} and {second:.2f} %")
     loss = {
         name.split("/")[0]: autoencoder[name].mean
         for name in sorted(autoencoder.quantities, key=lambda name: -autoencoder[name].mean)
