@@ -612,7 +612,7 @@ PROFILES = {
     ),
     "cpu-long": Config(
         seeds=5,
-        methods=("vib", "mige-classes"),
+        methods=("stochastic", "vib", "mige-classes"),
         epochs=30,
         learning_rate=1e-3,
         decay=0.6,
