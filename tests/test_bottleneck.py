@@ -326,6 +326,8 @@ def test_after_thirty_passes_penalties_buy_likelihood_and_robustness_not_accurac
         assert 0 < mean - width < mean < 0.2
         attacked, width = difference(run.curves, "mige-classes", "fgsm_error", reference)
         assert attacked + width < -4
+    attacked, width = difference(run.curves, "vib", "fgsm_error")
+    assert attacked - width > 0
     for method in ("vib", "mige-classes"):
         likelihood, width = difference(run.curves, method, "nll")
         assert likelihood + width < -0.02

@@ -547,6 +547,15 @@ METHODS: dict[str, tuple[str, type[Penalty]]] = {
 }
 UNWEIGHTED = ("baseline", "stochastic")
 
+_ALL_IMAGES = {  # what the CPU runs of the published architecture share
+    "learning_rate": 1e-3,
+    "decay": 0.6,
+    "sweep_hidden": 1024,
+    "sweep_train": 50_000,
+    "tuning_seeds": 1,
+    "plane": (),
+    "gradient_codes": (),
+}
 PROFILES = {
     "quick": Config(
         seeds=5,
@@ -600,29 +609,17 @@ PROFILES = {
             "mige-kl",
         ),
         epochs=12,
-        learning_rate=1e-3,
-        decay=0.6,
         decay_every=2,
-        sweep_hidden=1024,
-        sweep_train=50_000,
         sweep_epochs=2,
-        tuning_seeds=1,
-        plane=(),
-        gradient_codes=(),
+        **_ALL_IMAGES,
     ),
     "cpu-long": Config(
         seeds=5,
         methods=("stochastic", "vib", "mige-classes"),
         epochs=30,
-        learning_rate=1e-3,
-        decay=0.6,
         decay_every=5,
-        sweep_hidden=1024,
-        sweep_train=50_000,
         sweep_epochs=30,
-        tuning_seeds=1,
-        plane=(),
-        gradient_codes=(),
+        **_ALL_IMAGES,
     ),
     "full": Config(
         seeds=5,

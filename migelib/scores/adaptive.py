@@ -447,7 +447,6 @@ def fit_student(u: Float[Tensor, "*batch n d"], df: float, start: EllipticalMixt
         mean = (tail * u).sum(-2, keepdim=True) / tail.sum(-2, keepdim=True)
         centred = u - mean
         scale = (tail * centred).mT @ centred / u.shape[-2]
-        scale = _filled(scale, scale.diagonal(dim1=-2, dim2=-1))
         model = EllipticalMixture(model.log_weights, mean, scale[..., None, :, :], model.df)
     return model
 
