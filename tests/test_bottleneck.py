@@ -226,6 +226,18 @@ def test_every_method_trains_reproducibly_and_leaves_the_global_generator_alone(
         assert not torch.equal(first.decoder.weight, other.decoder.weight)
 
 
+@pytest.mark.parametrize("changes", [{"image_noise": 0.6}, {"bfloat16": True}], ids=str)
+def test_noise_and_precision_act_in_training_and_not_in_tests(changes, images):
+    x, y, x_test, _ = images
+    plain, changed = (bottleneck.train("vib", 0.1, x[:300], y[:300], small(**c), 0) for c in ({}, changes))
+    assert not torch.equal(plain.decoder.weight, changed.decoder.weight)
+    assert torch.nn.utils.parameters_to_vector(changed.parameters()).dtype == torch.float32
+    # The same weights trained the plain way predict the same: nothing but the weights says how they were trained.
+    plain.load_state_dict(changed.state_dict())
+    expected, found = (net.log_probs(x_test[:9], 12, torch.Generator().manual_seed(0)) for net in (plain, changed))
+    assert torch.equal(found, expected)
+
+
 def test_an_attack_raises_the_error(images):
     x, y, x_test, y_test = images
     network = bottleneck.train("baseline", 0.0, x[:2000], y[:2000], small(epochs=8), 0)

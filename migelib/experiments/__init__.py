@@ -1,7 +1,7 @@
 """The experiments of the book, one module a chapter, and the function that runs them.
 
 An experiment module has a frozen dataclass `Config` of settings with a field `seeds`; `PROFILES`, its presets "quick",
-"full" and, where that needs a GPU, "cpu" (and "cpu-large" and "cpu-long", longer runs of a part of it); `UNITS`, the
+"full" and, where that needs a GPU, "cpu" (and longer or other runs of a part of it, such as "cpu-large"); `UNITS`, the
 unit of each metric; and `run_seed(config, seed, device)`, which returns the measured quantities and curves of one seed.
 One that uses a data set has `data_source(config)` as well, which says in a few words where the data came from, for the
 record. One whose metrics move in steps may have `FLOORS`, the least tolerance of such a metric.
@@ -77,7 +77,7 @@ def run(
     name : str
         One of `NAMES`.
     profile : str
-        One of the experiment's `PROFILES`: "quick", "full", for some experiments "cpu", "cpu-large" or "cpu-long".
+        One of the experiment's `PROFILES`, such as "quick", "full" or "cpu"; `python -m migelib list` names them.
     device : str
         "cpu", "cuda", or "auto": CUDA where there is one.
     seeds : int, optional

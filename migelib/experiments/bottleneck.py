@@ -85,6 +85,12 @@ class Config:
         Units of each of the two hidden layers, and coordinates of the code.
     train, epochs, batch : int
         Training images, drawn anew for every seed; passes over them; images a step.
+    image_noise : float
+        Standard deviation of the Gaussian noise that every training step adds to its images, whose pixels lie in -1..1.
+        Tests are without it.
+    bfloat16 : bool
+        Train the encoder's layers in bfloat16, which some processors compute nearly twice as fast; the code, the losses
+        and the weights stay in single precision, and so do the tests.
     learning_rate, decay, decay_every, adam_beta, average :
         Adam's rate, its factor every so many epochs, Adam's first decay rate, and the decay of the moving average of
         the weights that is tested. The published values are those of the full profile.
@@ -123,6 +129,8 @@ class Config:
     train: int = 60000
     epochs: int = 200
     batch: int = 100
+    image_noise: float = 0.0
+    bfloat16: bool = False
     learning_rate: float = 1e-4
     decay: float = 0.97
     decay_every: int = 2
@@ -325,7 +333,7 @@ class Network(nn.Module):
             if self.dropout and self.training:
                 kept = torch.rand(x.shape, generator=generator).to(x.device) >= self.dropout
                 x = x * kept / (1 - self.dropout)
-        x = self.head(self._perturbed(x, 2, generator))
+        x = self.head(self._perturbed(x, 2, generator)).to(self.head.weight.dtype)
         if self.encoder == "gaussian":
             mean, raw = x.chunk(2, dim=-1)
             return GaussianCode(mean, F.softplus(raw + self.noise_offset) + 1e-6)
@@ -621,6 +629,24 @@ PROFILES = {
         sweep_epochs=30,
         **_ALL_IMAGES,
     ),
+    "cpu-noise": Config(
+        seeds=5,
+        methods=(
+            "baseline",
+            "confidence-penalty",
+            "stochastic",
+            "vib",
+            "mige-marginal",
+            "mige-gaussian",
+            "mige-classes",
+        ),
+        epochs=20,
+        image_noise=0.6,
+        bfloat16=True,
+        decay_every=3,
+        sweep_epochs=20,
+        **_ALL_IMAGES | {"tuning_seeds": 2},
+    ),
     "full": Config(
         seeds=5,
         methods=tuple(METHODS),
@@ -664,13 +690,17 @@ def train(
             group["lr"] = config.learning_rate * config.decay ** (epoch // config.decay_every)
         shuffled = torch.randperm(len(x), generator=order).to(x.device)
         for rows in shuffled[: len(x) // config.batch * config.batch].split(config.batch):
-            encoded = network.encode(x[rows], generator)
+            images = x[rows]
+            if config.image_noise:
+                images = images + config.image_noise * torch.randn(images.shape, generator=generator).to(images.device)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bfloat16):
+                encoded = network.encode(images, generator)
             code = encoded if isinstance(encoded, GaussianCode) else None
             z = encoded if code is None else code.sample(generator)
             logits = network.decoder(z)
             loss = F.cross_entropy(logits, y[rows], label_smoothing=smoothing)
             if penalty_type is not Penalty:
-                loss = loss + weight * penalty(Batch(x[rows], y[rows], code, z, logits))
+                loss = loss + weight * penalty(Batch(images, y[rows], code, z, logits))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
