@@ -346,3 +346,17 @@ def test_after_thirty_passes_penalties_buy_likelihood_and_robustness_not_accurac
     assert run["stochastic/mnist/nll"].mean > 1.3 * records.load("bottleneck", "cpu-large")["stochastic/mnist/nll"].mean
     assert 2.3 < run["mige-classes/mnist/information_low"].mean < 2.8 < run["vib/mnist/information_low"].mean
     assert all(run[f"{method}/mnist/test_error"].mean > 1.3 for method in run.config["methods"])
+
+
+def test_noise_on_the_images_lowers_the_error_and_penalties_do_not():
+    run = records.load("bottleneck", "cpu-noise")
+    for method, profile in {"baseline": "cpu-large", "stochastic": "cpu-long"}.items():
+        without = records.load("bottleneck", profile)
+        for metric in ("test_error", "nll"):
+            assert run.curves[f"{method}/{metric}"].max() < without.curves[f"{method}/{metric}"].min()
+    for method in dict(run.config["weights"]):
+        mean, width = difference(run.curves, method)
+        assert mean + width > 0, method
+    for method in run.config["plane"]:
+        apart = run.curves[f"plane/{method}/test_error"][:, 0].astype(float) - run.curves["stochastic/test_error"]
+        assert apart.mean() - 2 * apart.std(ddof=1) / len(apart) ** 0.5 > 0, method

@@ -327,6 +327,13 @@ def test_the_readme_quotes_the_records():
     longer = records.load("bottleneck", "cpu-long")
     first, second = (longer[f"{method}/mnist/test_error"].mean for method in ("mige-classes", "vib"))
     phrases.append(f"reversed: {first:.2f} and {second:.2f} %")
+    noisy = records.load("bottleneck", "cpu-noise")
+    for method, label in {
+        "stochastic": " % without a penalty",
+        "vib": " % with VIB's",
+        "mige-gaussian": " % with a Gaussian score's",
+    }.items():
+        phrases.append(f"{noisy[f'{method}/mnist/test_error'].mean:.2f}{label}")
     loss = {
         name.split("/")[0]: autoencoder[name].mean
         for name in sorted(autoencoder.quantities, key=lambda name: -autoencoder[name].mean)
