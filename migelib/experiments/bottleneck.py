@@ -89,8 +89,8 @@ class Config:
         Standard deviation of the Gaussian noise that every training step adds to its images, whose pixels lie in -1..1.
         Tests are without it.
     bfloat16 : bool
-        Train the encoder's layers in bfloat16, which some processors compute nearly twice as fast; the code, the losses
-        and the weights stay in single precision, and so do the tests.
+        Train the encoder's layers in bfloat16, which some processors compute faster; the code, the losses and the
+        weights stay in single precision, and so do the tests.
     learning_rate, decay, decay_every, adam_beta, average :
         Adam's rate, its factor every so many epochs, Adam's first decay rate, and the decay of the moving average of
         the weights that is tested. The published values are those of the full profile.
