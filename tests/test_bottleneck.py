@@ -238,6 +238,24 @@ def test_noise_and_precision_act_in_training_and_not_in_tests(changes, images):
     assert torch.equal(found, expected)
 
 
+def test_noisy_layers_normalise_by_the_training_images_and_are_without_noise_in_tests(images):
+    x, y, x_test, _ = images
+    network = bottleneck.train("vib", 0.1, x[:300], y[:300], small(hidden_noise=0.5), 0)
+    read = x[:300]
+    with torch.no_grad():
+        for layer, norm in zip(network.layers, network.norms, strict=True):
+            read = norm(layer(read))
+            torch.testing.assert_close(read.mean(0), norm.bias, atol=1e-4, rtol=0)
+            torch.testing.assert_close(read.std(0), norm.weight.abs(), atol=1e-3, rtol=1e-3)
+            read = read.relu()
+        means = [network.encode(some, torch.Generator()).mean for some in (x_test[:9], x_test[:9], x_test[:30])]
+    assert torch.equal(means[0], means[1])
+    torch.testing.assert_close(means[0], means[2][:9], atol=1e-5, rtol=1e-5)  # whatever else is in the batch
+    network.train()
+    first, second = (network.encode(x[:9], torch.Generator().manual_seed(s)).mean for s in (0, 1))
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
 def test_an_attack_raises_the_error(images):
     x, y, x_test, y_test = images
     network = bottleneck.train("baseline", 0.0, x[:2000], y[:2000], small(epochs=8), 0)

@@ -88,6 +88,8 @@ class Config:
     image_noise : float
         Standard deviation of the Gaussian noise that every training step adds to its images, whose pixels lie in -1..1.
         Tests are without it.
+    hidden_noise : float
+        The same for the hidden layers, which it normalises over the batch before the noise is added; 0: neither.
     bfloat16 : bool
         Train the encoder's layers in bfloat16, which some processors compute faster; the code, the losses and the
         weights stay in single precision, and so do the tests.
@@ -130,6 +132,7 @@ class Config:
     epochs: int = 200
     batch: int = 100
     image_noise: float = 0.0
+    hidden_noise: float = 0.0
     bfloat16: bool = False
     learning_rate: float = 1e-4
     decay: float = 0.97
@@ -305,6 +308,9 @@ class Network(nn.Module):
         Share of hidden units dropped in training.
     noise_offset : float
         The Gaussian encoder's scale is softplus(r + noise_offset) of the network's output r.
+    hidden_noise : float
+        If positive, what a hidden layer computes is normalised over the batch, and in training noise of this standard
+        deviation is added before the nonlinearity [Rasmus et al., NeurIPS 2015].
 
     Raises
     ------
@@ -315,21 +321,32 @@ class Network(nn.Module):
     ENCODERS = ("deterministic", "gaussian", "additive", "propagated")
 
     def __init__(
-        self, pixels: int, hidden: int, code: int, encoder: str, dropout: float = 0.0, noise_offset: float = 0.0
+        self,
+        pixels: int,
+        hidden: int,
+        code: int,
+        encoder: str,
+        dropout: float = 0.0,
+        noise_offset: float = 0.0,
+        hidden_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if encoder not in self.ENCODERS:
             raise ValueError(f"encoder: unknown name {encoder!r}, expected one of {', '.join(self.ENCODERS)}")
-        self.encoder, self.dropout, self.noise_offset = encoder, dropout, noise_offset
+        self.encoder, self.dropout, self.noise_offset, self.hidden_noise = encoder, dropout, noise_offset, hidden_noise
         self.layers = nn.ModuleList([nn.Linear(pixels, hidden), nn.Linear(hidden, hidden)])
+        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) if hidden_noise else nn.Identity() for _ in self.layers)
         self.head = nn.Linear(hidden, 2 * code if encoder == "gaussian" else code)
         self.decoder = nn.Linear(code, CLASSES)
         self.log_noise = nn.Parameter(torch.full((3,), math.log(0.1))) if encoder == "propagated" else None
 
     def encode(self, x: Float[Tensor, "n p"], generator: torch.Generator) -> GaussianCode | Float[Tensor, "n k"]:
         """The conditionals where they are known; otherwise the code, a sample of it where the layers are noisy."""
-        for i, layer in enumerate(self.layers):
-            x = F.relu(layer(self._perturbed(x, i, generator)))
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = norm(layer(self._perturbed(x, i, generator)))
+            if self.hidden_noise and self.training:
+                x = x + self.hidden_noise * torch.randn(x.shape, generator=generator).to(x.device)
+            x = F.relu(x)
             if self.dropout and self.training:
                 kept = torch.rand(x.shape, generator=generator).to(x.device) >= self.dropout
                 x = x * kept / (1 - self.dropout)
@@ -340,6 +357,17 @@ class Network(nn.Module):
         if self.encoder == "additive":
             return GaussianCode(x, torch.ones_like(x))
         return x
+
+    @torch.no_grad()
+    def set_statistics(self, x: Float[Tensor, "n p"]) -> None:
+        """Let the hidden layers normalise by their means and variances at these images, without any noise."""
+        if not self.hidden_noise:
+            return
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = layer(x)
+            norm.running_mean.copy_(x.mean(0))
+            norm.running_var.copy_(x.var(0))
+            x = F.relu(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias))
 
     def _perturbed(self, x: Tensor, layer: int, generator: torch.Generator) -> Tensor:
         if self.log_noise is None:
@@ -641,6 +669,18 @@ PROFILES = {
         plane_weights=(1e-3,),
         **_ALL_IMAGES | {"sweep_train": 60_000, "plane": ("vib", "mige-classes")},
     ),
+    "cpu-layers": Config(
+        seeds=5,
+        methods=("baseline", "stochastic", "vib", "mige-gaussian", "mige-classes"),
+        weights=(("vib", 1e-3), ("mige-gaussian", 1e-3), ("mige-classes", 1e-2)),
+        epochs=24,
+        image_noise=0.6,
+        hidden_noise=0.3,
+        bfloat16=True,
+        decay_every=4,
+        sweep_epochs=24,
+        **_ALL_IMAGES,
+    ),
     "full": Config(
         seeds=5,
         methods=tuple(METHODS),
@@ -672,7 +712,9 @@ def train(
     dropout = weight if method == "dropout" else 0.0
     smoothing = weight if method == "label-smoothing" else 0.0
     network = seeded(
-        lambda: Network(x.shape[1], config.hidden, config.code, encoder, dropout, config.noise_offset),
+        lambda: Network(
+            x.shape[1], config.hidden, config.code, encoder, dropout, config.noise_offset, config.hidden_noise
+        ),
         _drawn_seed(generator),
     ).to(x.device)
     penalty = penalty_type(config, stream(seed, "penalty"), x.device)
@@ -704,6 +746,7 @@ def train(
     with torch.no_grad():
         for parameter, value in zip(weights, average, strict=True):
             parameter.copy_(value)
+    network.set_statistics(x)
     return network.eval()
 
 
