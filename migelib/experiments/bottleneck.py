@@ -679,7 +679,8 @@ PROFILES = {
         bfloat16=True,
         decay_every=4,
         sweep_epochs=24,
-        **_ALL_IMAGES,
+        plane_weights=(1e-3, 1e-2),
+        **_ALL_IMAGES | {"sweep_train": 60_000, "plane": ("vib", "mige-gaussian", "mige-classes")},
     ),
     "full": Config(
         seeds=5,
