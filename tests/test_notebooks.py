@@ -29,6 +29,10 @@ def defects(notebook: dict) -> list[str]:
         for output in cell["outputs"]:
             if output["output_type"] == "error" or output.get("name") == "stderr":
                 found.append(f"output of type {output['output_type']} {output.get('name', '')}")
+    prose = "".join("".join([*cell["source"], "\n"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    headings = re.findall(r"^#{2,} (.+)", prose, re.MULTILINE)
+    if "Exercises" in headings[:-1]:
+        found.append(f"section {headings[-1]!r} after the exercises")
     text = json.dumps(notebook["cells"])
     found += [f"path {path}" for path in re.findall(r"(?<![\w./-])/(?:home|root|work|tmp|Users)/[\w./-]+", text)]
     return found
@@ -41,6 +45,10 @@ def test_chapter_is_sound(path):
 
 def code_cell(source: str, count: int | None, outputs: list | None = None) -> dict:
     return {"cell_type": "code", "source": [source], "execution_count": count, "outputs": outputs or []}
+
+
+def prose_cell(source: str) -> dict:
+    return {"cell_type": "markdown", "source": source.splitlines(keepends=True)}
 
 
 FIRST = code_cell("try:\n    import migelib\nexcept ImportError:\n    %pip install migelib", 1)
@@ -58,6 +66,7 @@ CHECK = code_cell("records.check(live)", 2)
         ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "error"}])], "error"),
         ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "stream", "name": "stderr"}])], "stderr"),
         ([FIRST, CHECK, code_cell("open('/home/me/x')", 3)], "path /home/me/x"),
+        ([FIRST, CHECK, prose_cell("## Exercises\n\n1. One."), prose_cell("### More")], "'More' after the exercises"),
     ],
 )
 def test_each_defect_is_noticed(cells, defect):
@@ -65,7 +74,7 @@ def test_each_defect_is_noticed(cells, defect):
 
 
 def test_a_sound_chapter_passes():
-    assert defects({"cells": [FIRST, CHECK]}) == []
+    assert defects({"cells": [FIRST, CHECK, prose_cell("## Summary"), prose_cell("## Exercises\n\n1. One.")]}) == []
 
 
 def test_every_chapter_is_in_the_table_of_contents():
