@@ -89,7 +89,8 @@ class Config:
         Standard deviation of the Gaussian noise that every training step adds to its images, whose pixels lie in -1..1.
         Tests are without it.
     hidden_noise : float
-        The same for the hidden layers, which it normalises over the batch before the noise is added; 0: neither.
+        Standard deviation of the noise that training adds in every hidden layer, to what the layer computes, normalised
+        over the batch. Tests are without noise and normalise by the training images. 0: neither noise nor normalising.
     bfloat16 : bool
         Train the encoder's layers in bfloat16, which some processors compute faster; the code, the losses and the
         weights stay in single precision, and so do the tests.
