@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from migelib import SSGE, records
@@ -378,3 +379,31 @@ def test_noise_on_the_images_lowers_the_error_and_penalties_do_not():
     for method in run.config["plane"]:
         apart = run.curves[f"plane/{method}/test_error"][:, 0].astype(float) - run.curves["stochastic/test_error"]
         assert apart.mean() - 2 * apart.std(ddof=1) / len(apart) ** 0.5 > 0, method
+
+
+def test_noise_in_every_layer_lowers_all_errors_and_penalties_improve_the_likelihood():
+    run, before = (records.load("bottleneck", profile) for profile in ("cpu-layers", "cpu-noise"))
+    mean = {m: run[f"{m}/mnist/test_error"].mean for m in run.config["methods"]}
+    assert all(0.05 < before[f"{m}/mnist/test_error"].mean - mean[m] < 0.115 for m in mean)
+    assert max(mean.values()) < 1.15  # what issue and chapter aim at
+    assert min(mean, key=mean.get) == "baseline"
+    for reference in ("stochastic", "vib"):
+        for method in set(mean) - {reference}:
+            pair = (run.curves[f"{m}/test_error"].astype(float) for m in (method, reference))
+            assert stats.ttest_rel(*pair).pvalue > 0.05, (method, reference)  # what the chapter's star says
+    for method in ("vib", "mige-gaussian", "mige-classes"):
+        likelihood, width = difference(run.curves, method, "nll")
+        assert likelihood + width < 0, method
+    for method in ("vib", "mige-classes"):
+        assert run[f"{method}/mnist/ece"].mean < 0.5 * run["stochastic/mnist/ece"].mean
+        attacked, width = difference(run.curves, method, "fgsm_error")
+        assert attacked + width < -5, method
+    attacked, width = difference(run.curves, "mige-gaussian", "fgsm_error")
+    assert abs(attacked) < width
+    heavier = run.config["plane_weights"].index(1e-2)
+    for method in run.config["plane"]:
+        apart = run.curves[f"plane/{method}/test_error"][:, heavier].astype(float) - run.curves["stochastic/test_error"]
+        significant = apart.mean() - 2 * apart.std(ddof=1) / len(apart) ** 0.5 > 0
+        assert significant == (method == "vib"), method
+        low, high = (run.curves[f"plane/{method}/information_{side}"][:, heavier].mean() for side in ("low", "high"))
+        assert (3.5 < low < high < 4.0) if method == "vib" else (4.7 < low < high < 6.0), method

@@ -327,11 +327,11 @@ def test_the_readme_quotes_the_records():
     longer = records.load("bottleneck", "cpu-long")
     first, second = (longer[f"{method}/mnist/test_error"].mean for method in ("mige-classes", "vib"))
     phrases.append(f"reversed: {first:.2f} and {second:.2f} %")
-    noisy = records.load("bottleneck", "cpu-noise")
+    noisy = records.load("bottleneck", "cpu-layers")
     for method, label in {
         "stochastic": " % without a penalty",
         "vib": " % with VIB's",
-        "mige-gaussian": " % with a Gaussian score's",
+        "mige-classes": " % with the score's",
     }.items():
         phrases.append(f"{noisy[f'{method}/mnist/test_error'].mean:.2f}{label}")
     loss = {
