@@ -9,6 +9,7 @@ import torch
 
 from migelib import records
 from migelib.experiments import accuracy, stream
+from migelib.scores import SSGE
 from migelib.tasks import PAIRS, pair
 
 CPU = torch.device("cpu")
@@ -148,3 +149,18 @@ def test_the_record_says_what_the_chapter_says():
     assert all(ratio("ssge-paper", [name], dims) < 1 for name in PAIRS)
     entropies = [f"entropy-{name}" for name in (*accuracy.JOINT_ENTROPY, *accuracy.CODE_ENTROPY)]
     assert all(ratio("exact", entropies, [dim]) < 0.7 for dim in (1, 2))
+
+
+@pytest.mark.parametrize(("name", "joint_part"), [("gauss-diagonal", -1.0), ("mlp-blocks", 0.0)])
+def test_ssge_shrinks_the_joint_entropys_gradient_whether_it_is_right_or_wrong(name, joint_part):
+    task = pair(name, 64)
+    truth = task.mutual_information_gradient().flatten()
+
+    def part(estimator, joint):
+        problem = accuracy.draw(task, 256, stream(0, "parts", name))
+        return float(accuracy.entropy_gradient(problem, joint, estimator).flatten() @ truth / truth.square().sum())
+
+    exact = accuracy.exact_entropy_gradient(accuracy.draw(task, 256, stream(0, "parts", name)), True).flatten()
+    assert float(exact @ truth / truth.square().sum()) == pytest.approx(joint_part, abs=0.1)
+    assert abs(part(SSGE(), True)) < 0.8 * abs(part(None, True))
+    assert abs(part(None, True)) > 0.8  # right on the one task, wrong on the other
