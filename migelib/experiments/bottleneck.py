@@ -683,6 +683,17 @@ PROFILES = {
         plane_weights=(1e-3, 1e-2),
         **_ALL_IMAGES | {"sweep_train": 60_000, "plane": ("vib", "mige-gaussian", "mige-classes")},
     ),
+    "cpu-tuned": Config(
+        seeds=5,
+        methods=tuple(METHODS),
+        epochs=12,
+        image_noise=0.6,
+        hidden_noise=0.3,
+        bfloat16=True,
+        decay_every=2,
+        sweep_epochs=12,
+        **_ALL_IMAGES,
+    ),
     "full": Config(
         seeds=5,
         methods=tuple(METHODS),
