@@ -542,7 +542,7 @@ class Classes(Penalty):
 
 
 class GaussianDivergence(Gaussian):
-    """KL(q(z) || N(0, I)) alone: the rate less what `Gaussian` says of the information."""
+    """The rate less `Gaussian`: KL(G || N(0, I)) of the Gaussian G with the moments of the code."""
 
     def _value(self, batch: Batch) -> Float[Tensor, ""]:
         return batch.code.rate() - super()._value(batch)
