@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 from torch import nn
 
 from migelib import records
@@ -174,3 +176,25 @@ def test_the_guiding_classifier_is_not_the_judge():
     assert all(not torch.equal(judge, guide) for judge, guide in pairs if judge.ndim > 1)
     assert all(not p.requires_grad for p in train.guide.parameters())
     assert test.guide is train.guide
+
+
+@pytest.mark.parametrize(("weight", "share"), [(0.3, 0.955), (1.0, 0.859)])
+def test_price_of_the_entropy_under_the_non_saturating_loss(weight, share):
+    """Where (1 + q / p) q^w is constant for a Gaussian p in the plane: the share within three deviations."""
+    half_square = np.linspace(0, 100, 100_001)  # |z|^2 / 2, so that an area is 2 pi times its length
+    log_p = -half_square - np.log(2 * np.pi)
+
+    def mass(density):
+        return 2 * np.pi * np.trapezoid(density, half_square)
+
+    def density(constant):
+        low, high = np.full_like(log_p, -200.0), np.full_like(log_p, 20.0)
+        for _ in range(60):  # bisection for ln q at every point
+            middle = (low + high) / 2
+            above = np.logaddexp(0, middle - log_p) + weight * middle > constant
+            low, high = np.where(above, low, middle), np.where(above, middle, high)
+        return np.exp(low)
+
+    q = density(optimize.brentq(lambda constant: mass(density(constant)) - 1, -20, 5))
+    assert mass(np.where(half_square < 4.5, q, 0)) == pytest.approx(share, abs=6e-4)
+    assert share < 1 - np.exp(-4.5 / (1 + weight))  # what the KL divergence leaves
