@@ -54,6 +54,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     names = options.experiment or [name for name, profile in records.available() if profile == "quick"]
+    if not names:
+        print("no quick record to check against", file=sys.stderr)
+        return 1
     for name in names:
         experiments.get(name)
         recorded = records.load(name, "quick")

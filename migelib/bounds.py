@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .validation import check_fraction, check_positive
+from .validation import check_fraction, check_positive, check_positive_required
 
 
 def donsker_varadhan(critic: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
@@ -307,7 +307,7 @@ class GaussianConditional(nn.Module):
 
     def __init__(self, x_dim: int, z_dim: int, hidden: int = 256, log_variance_range: float = 5.0) -> None:
         super().__init__()
-        check_positive(log_variance_range, "log_variance_range")
+        check_positive_required(log_variance_range, "log_variance_range")
         self.mean = mlp([x_dim, hidden, z_dim])
         self.log_variance = mlp([x_dim, hidden, z_dim])
         self.log_variance_range = log_variance_range

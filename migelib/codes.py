@@ -96,7 +96,14 @@ class GaussianCode:
             Where to evaluate.
         leave_out : bool
             Leave conditional j out at point j, m = n: that which the point was drawn from.
+
+        Raises
+        ------
+        ValueError
+            If the only conditional is to be left out.
         """
+        if leave_out:
+            self._check_others()
         code, points = self.detach(), points.detach()
         log_terms = code.log_conditional(points)
         if leave_out:
@@ -105,6 +112,10 @@ class GaussianCode:
         precision = code.scale.square().reciprocal()
         offset = code.mean.mean(0)
         return weights @ (precision * (code.mean - offset)) - (weights @ precision) * (points - offset)
+
+    def _check_others(self) -> None:
+        if len(self.mean) < 2:
+            raise ValueError(f"code: expected at least two conditionals, as one is left out, got {len(self.mean)}")
 
     def gaussian_surrogate(self, moments: Moments | None = None) -> Float[Tensor, ""]:
         r"""Scalar whose gradient is that of I(x; z) with the score of a Gaussian that has the code's covariance.
@@ -258,7 +269,13 @@ def information_bracket(code: GaussianCode, generator: torch.Generator) -> tuple
     The mean of :math:`\ln q(z_i \mid x_i) / \hat q(z_i)` with the mixture of all n conditionals for :math:`\hat q` is
     biased downwards, and cannot exceed :math:`\ln n`; with the mixture of the other n - 1 it is biased upwards
     [Poole et al., ICML 2019, sec. 2].
+
+    Raises
+    ------
+    ValueError
+        If there is one conditional only.
     """
+    code._check_others()
     code = GaussianCode(code.mean.double(), code.scale.double())  # squares of large distances cancel
     z = code.sample(generator)
     n = len(z)

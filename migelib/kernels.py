@@ -32,8 +32,24 @@ def median_distance(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*bat
     Tensor [*batch]
         In the units of the samples; 0 where at least half of the pairs coincide.
     """
-    distances = squared_distances(samples, samples).flatten(-2).sqrt()
+    # Not from one matrix product: between equal samples that leaves rounding, which would pass for a width.
+    distances = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
     return distances.kthvalue(distances.shape[-1] // 2 + 1, dim=-1).values
+
+
+def kernel_width(
+    samples: Float[Tensor, "*batch n d"], width: float | None, median_factor: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """The given width, or the median distance times the factor; ValueError where that is 0."""
+    if width is not None:
+        return samples.new_full(samples.shape[:-2], width)
+    found = median_distance(samples)
+    if bool((found == 0).any()):
+        raise ValueError(
+            f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
+            "is 0 and no kernel width; pass width=..."
+        )
+    return median_factor * found
 
 
 def rbf(
@@ -114,39 +130,39 @@ class VectorKernel:
         curl_free: bool,
     ) -> None:
         offset = samples.mean(-2, keepdim=True)  # differences alone matter; without an offset they keep their digits
-        self.points, self.samples = points - offset, samples - offset
+        # In units of the width: the fourth derivative, of the order of its eighth inverse power, stays in range.
+        self.width = width[..., None]
+        self.points, self.samples = ((part - offset) / self.width[..., None] for part in (points, samples))
         self.curl_free, self.dim = curl_free, samples.shape[-1]
-        self.scale = width[..., None, None].square()
-        self.squares = squared_distances(points, samples)
-        self.f = radial_derivatives(self.squares, width, kernel, 4 if curl_free else 2)
+        self.squares = squared_distances(self.points, self.samples)
+        self.f = radial_derivatives(self.squares, torch.ones_like(width), kernel, 4 if curl_free else 2)
 
     def apply(self, c: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch m d"]:
         r""":math:`\sum_j K(x_i, x_j)\, c_j`."""
         if not self.curl_free:
             return self.f[0] @ c
         along = self.f[2] * self._along(c)
-        return -self.scale * (2 * self.f[1] @ c + 4 * self._radial_sum(along))
+        return -(2 * self.f[1] @ c + 4 * self._radial_sum(along))
 
     def divergence(self, c: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch m"]:
         r"""Divergence of `apply` in the points."""
         along = self._along(c)
         if not self.curl_free:
-            return 2 * (self.f[1] * along).sum(-1)
-        return -self.scale[..., 0] * (self._h() * along).sum(-1)
+            return 2 * (self.f[1] * along).sum(-1) / self.width
+        return -(self._h() * along).sum(-1) / self.width
 
     def stein(self) -> Float[Tensor, "*batch m d"]:
         r""":math:`\zeta(x_i) = \frac1n \sum_j \mathrm{div}_{x_j} K(x_j, x_i)`: minus the embedding of the score."""
         n = self.samples.shape[-2]
-        if not self.curl_free:
-            return -2 / n * self._radial_sum(self.f[1])
-        return self.scale / n * self._radial_sum(self._h())
+        weights = self._h() if self.curl_free else -2 * self.f[1]
+        return self._radial_sum(weights) / (n * self.width[..., None])
 
     def stein_divergence(self) -> Float[Tensor, "*batch m"]:
         """Divergence of `stein` in the points."""
         if not self.curl_free:
-            return -(2 * self.dim * self.f[1] + 4 * self.squares * self.f[2]).mean(-1)
+            return -(2 * self.dim * self.f[1] + 4 * self.squares * self.f[2]).mean(-1) / self.width.square()
         slope = 8 * self.f[3] + 8 * self.squares * self.f[4] + 4 * (self.dim + 2) * self.f[3]
-        return self.scale[..., 0] * (self.dim * self._h() + 2 * self.squares * slope).mean(-1)
+        return (self.dim * self._h() + 2 * self.squares * slope).mean(-1) / self.width.square()
 
     def _along(self, c: Tensor) -> Tensor:
         """delta_ij . c_j, [*batch, m, n]."""

@@ -8,12 +8,13 @@ with the estimated score :math:`s_i` held fixed, so that back-propagation gives
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .scores import PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores import DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
 from .validation import check_log_prob, check_pair, check_samples, check_spread
 
 
@@ -288,13 +289,17 @@ def _information(
     return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)
 
 
-def _information_of_halves(estimator: PairScoreEstimator, z: Float[Tensor, "*batch n d"]) -> Float[Tensor, ""]:
-    """Surrogate of the total correlation: I of the two halves of the coordinates, and so on within each half."""
+def _information_of_halves(
+    estimator: PairScoreEstimator, z: Float[Tensor, "*batch n d"], at: int = 0
+) -> Float[Tensor, ""]:
+    """Surrogate of the total correlation: I of the halves of the coordinates from `at` on, and so on within each."""
     dim = z.shape[-1]
     if dim == 1:
         return z.new_zeros(())
     first, second = z.split([dim // 2, dim - dim // 2], dim=-1)
-    within = _information_of_halves(estimator, first) + _information_of_halves(estimator, second)
+    within = _information_of_halves(estimator, first, at) + _information_of_halves(estimator, second, at + dim // 2)
+    if isinstance(estimator, DenoisingScore) and estimator.state is not None:  # its networks are of one pair each
+        estimator = replace(estimator, state=estimator.state.part((at, dim)))
     return _information(estimator, first, second) + within
 
 

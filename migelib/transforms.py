@@ -228,7 +228,7 @@ class ElementwiseMap:
         """
         check_points(points, self.centres.mT)
         # A few coordinates at a time keep the work small: the tensor d x m x c is never built.
-        chunk = max(1, 2**17 // (points[..., 0].numel() * self.centres.shape[-1]))
+        chunk = max(1, 2**17 // max(1, points[..., 0].numel() * self.centres.shape[-1]))
         columns = points.mT.split(chunk, -2)
         centres, width = self.centres.split(chunk, -2), self.width.split(chunk, -2)
         parts = [self._rows(*rows, order) for rows in zip(columns, centres, width, strict=True)]

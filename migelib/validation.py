@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 
 def check_samples(samples: Tensor, name: str = "samples") -> None:
-    """Raise unless `samples` is a finite floating-point tensor [*batch, n, d] with n >= 2 and d >= 1.
+    """Raise unless `samples` is a finite tensor [*batch, n, d] of float32 or float64 with n >= 2 and d >= 1.
 
     Parameters
     ----------
@@ -19,15 +21,15 @@ def check_samples(samples: Tensor, name: str = "samples") -> None:
     Raises
     ------
     TypeError
-        If it is not a tensor, or not of a real floating-point type.
+        If it is not a tensor, or neither float32 nor float64.
     ValueError
         If it has fewer than two axes, fewer than two samples, no coordinates, or a NaN or infinite entry.
     """
     if not isinstance(samples, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor [*batch, n, d], got {type(samples).__name__}")
-    if not samples.is_floating_point():
+    if samples.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"{name}: expected a floating-point tensor [*batch, n, d], got {samples.dtype} "
+            f"{name}: expected a floating-point tensor [*batch, n, d], float32 or float64, got {samples.dtype} "
             f"of shape {tuple(samples.shape)}"
         )
     if samples.ndim < 2:
@@ -65,7 +67,7 @@ def check_points(points: Tensor, samples: Tensor) -> None:
     if points.ndim < 2 or tuple(points.shape[:-2]) != batch or points.shape[-1] != dim:
         wanted = ", ".join([*map(str, batch), "m", str(dim)])
         raise ValueError(
-            f"points: expected shape [{wanted}], as the score was fitted to samples of shape {tuple(samples.shape)}, "
+            f"points: expected shape [{wanted}], as the score was fitted to samples [{wanted.replace('m', 'n')}], "
             f"got shape {tuple(points.shape)}"
         )
     if points.dtype != samples.dtype:
@@ -112,13 +114,13 @@ def check_log_prob(log_prob: Tensor, points: Tensor) -> None:
 
 def check_positive(value: float | int | None, name: str) -> None:
     """Raise ValueError unless `value` is None or a positive finite number."""
-    if value is not None and not 0 < value < float("inf"):
+    if value is not None and not (isinstance(value, Real) and 0 < value < float("inf")):
         raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
 
 
 def check_fraction(value: float, name: str) -> None:
     """Raise ValueError unless 0 < `value` < 1."""
-    if not 0 < value < 1:
+    if not (isinstance(value, Real) and 0 < value < 1):
         raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}")
 
 

@@ -40,3 +40,27 @@ def test_mean_gradient_agrees_with_automatic_differentiation(generator):
             total = torch.exp(-(moved - x[b, j]).square().sum(-1) / (2 * width[b] ** 2)).mean()
             (slow,) = torch.autograd.grad(total, moved)
             torch.testing.assert_close(fast[b, j], slow.sum(0))
+
+
+def test_equal_samples_have_a_median_distance_of_zero_exactly():
+    for seed in range(30):  # with rounding in its place a few of these had a width of 1e-8
+        x = torch.randn(100, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        x[15:] = x[15]
+        assert float(kernels.median_distance(x)) == 0
+
+
+@pytest.mark.parametrize("curl_free", [False, True])
+@pytest.mark.parametrize("kernel", kernels.RADIAL_KERNELS)
+def test_vector_kernels_follow_the_scale_of_the_samples(kernel, curl_free):
+    generator = torch.Generator().manual_seed(0)
+    x, c = torch.randn(40, 3, generator=generator), torch.randn(40, 3, generator=generator)
+
+    def values(scale):
+        built = kernels.VectorKernel(scale * x, scale * x, scale * kernels.median_distance(x), kernel, curl_free)
+        units = (1, scale, scale, scale**2)
+        methods = (built.apply(c), built.divergence(c), built.stein(), built.stein_divergence())
+        return [unit * value for unit, value in zip(units, methods, strict=True)]
+
+    for scale in (1e-8, 1e6):  # in single precision the eighth power of these is out of range
+        for scaled, plain in zip(values(scale), values(1.0), strict=True):
+            torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-4)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migelib import SSGE, Adaptive, GaussianScore
+from migelib import KDE, SSGE, Adaptive, DenoisingScore, GaussianScore, Tikhonov, bounds
 from migelib.scores import ESTIMATORS, as_estimator
-from migelib.tasks import Gaussian, GaussianMixture, StudentT
+from migelib.tasks import Gaussian, GaussianMixture, StudentT, pair
 
 ALL = [pytest.param(estimator, id=name) for name, estimator in ESTIMATORS.items()]
 
@@ -247,3 +247,35 @@ def test_as_estimator():
         as_estimator(SSGE)  # the class, not an instance
     with pytest.raises(TypeError, match="estimator"):
         as_estimator(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_precisions_that_no_estimator_supports_are_named(dtype):
+    with pytest.raises(TypeError, match=f"samples: expected a floating-point tensor .* float64, got {dtype}"):
+        SSGE().fit(torch.ones(5, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KDE(width="scott"), "width: expected a positive number or None, got 'scott'"),
+        (lambda: SSGE(energy=None), r"energy: expected a number in \(0, 1\), got None"),
+        (lambda: Tikhonov(curl_free=True, tolerance=5.0), r"tolerance: expected a number in \(0, 1\), got 5.0"),
+        (lambda: Adaptive(bandwidth=50), r"bandwidth: expected a number in \(0, 1\]"),
+        (lambda: bounds.GaussianConditional(2, 2, log_variance_range=None), "log_variance_range: .* got None"),
+        (lambda: pair("toy", 2.5), "dim: expected an integer of at least 1, got 2.5"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_common_offset_costs_kde_no_digits():
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) + 1e4
+    torch.testing.assert_close(KDE().fit(x)(x), KDE().fit(x.double())(x.double()).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_coordinate_without_spread_has_no_score_from_a_network():
+    x = torch.cat([torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)), torch.full((1000, 1), 0.1)], -1)
+    assert float(DenoisingScore(steps=20).fit(x)(x)[:, 1].abs().max()) < 5  # with a scale of rounding: 1e7

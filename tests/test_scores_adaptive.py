@@ -193,3 +193,18 @@ def test_new_points_and_divergence():
 def test_bad_input_raises(make, error):
     with pytest.raises(error):
         make()
+
+
+def test_the_order_of_the_samples_is_free():
+    """A ring and a heavy tail need mixtures, whose start is random."""
+    generator = torch.Generator().manual_seed(0)
+    angle = 6.3 * torch.rand(300, generator=generator, dtype=torch.float64)
+    ring = torch.stack([angle.cos(), angle.sin()], -1)
+    ring = ring + 0.1 * torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    heavy = torch.randn(200, 2, generator=generator, dtype=torch.float64).exp()
+    for x in (ring, heavy):
+        fitted = Adaptive().fit(x)
+        assert torch.isfinite(fitted.model.log_weights).sum() > 1
+        for _ in range(4):
+            order = torch.randperm(len(x), generator=generator)
+            torch.testing.assert_close(Adaptive().fit(x[order])(x), fitted(x), rtol=1e-4, atol=1e-4)

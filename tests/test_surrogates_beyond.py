@@ -7,6 +7,7 @@ import torch
 
 from migelib import (
     SSGE,
+    DenoisingScore,
     GaussianScore,
     conditional_entropy_surrogate,
     conditional_mutual_information_surrogate,
@@ -14,6 +15,7 @@ from migelib import (
     total_correlation_surrogate,
 )
 from migelib.experiments.beyond import LAWS, MEASURES, Groups
+from migelib.scores import DenoisingState
 from migelib.tasks import SinhArcsinhMap, gaussian_log_prob
 
 
@@ -285,3 +287,10 @@ def test_bad_log_prob(log_prob, error, message):
 def test_unknown_estimator(measure):
     with pytest.raises(ValueError, match=r"estimator.*'best'"):
         SURROGATES[measure][0](GOOD, GOOD, GOOD, "best")
+
+
+def test_each_information_of_a_total_correlation_keeps_networks_of_its_own():
+    state = DenoisingState()
+    z = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    total_correlation_surrogate(z, DenoisingScore(steps=1, state=state))
+    assert sum(len(part.networks) for part in (state, *state.parts.values())) == 9  # three informations of three each

@@ -220,9 +220,9 @@ def check(measured: Record, prefix: str = "") -> None:
         rows.append((name, f"{want.mean:.4g}", f"{want.tolerance:.2g}", want.unit, "within" if within else "OFF"))
         if not within:
             problems.append(f"{name}: measured {got.mean:.6g}, recorded {want.mean:.6g} +/- {want.tolerance:.2g}")
+    print(_text_table(("quantity", "recorded", "tolerance", "unit", "re-run"), rows))
     if problems:
         raise RecordMismatch(f"{recorded.experiment}.{recorded.profile}:\n  " + "\n  ".join(problems))
-    print(_text_table(("quantity", "recorded", "tolerance", "unit", "re-run"), rows))
 
 
 class MarkdownTable(str):

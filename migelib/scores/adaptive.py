@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels import median_distance
 from ..transforms import Gaussianise
-from ..validation import check_count, check_pair, check_points, check_positive, check_samples, check_spread
+from ..validation import check_count, check_pair, check_points, check_samples, check_spread
 from .ssge import SSGE, SpectralScore
 
 RIDGE = 1e-3  # share of the variances added to a covariance at n <= d
@@ -116,7 +116,7 @@ class Adaptive:
     Parameters
     ----------
     bandwidth : float, optional
-        Of the smoothed CDF, in the units of a standard Gaussian; by default :math:`n^{-1/5}`.
+        Of the smoothed CDF, in the units of a standard Gaussian, in (0, 1]; by default :math:`n^{-1/5}`.
     components : int
         Most components of a mixture, at least 1.
     steps : int
@@ -133,7 +133,7 @@ class Adaptive:
     steps: int = 30
 
     def __post_init__(self) -> None:
-        check_positive(self.bandwidth, "bandwidth")
+        Gaussianise(self.bandwidth)  # raises where it is out of range
         check_count(self.components, "components")
         check_count(self.steps, "steps")
 
@@ -238,9 +238,7 @@ class Adaptive:
         return difference[..., :split], difference[..., split:]
 
     def _maps(self, samples: Tensor) -> list:
-        n = samples.shape[-2]
-        bandwidth = n**-0.2 if self.bandwidth is None else self.bandwidth
-        return [_Standardise.fit(samples), Gaussianise(min(1.0, bandwidth)).fit(samples)]
+        return [_Standardise.fit(samples), Gaussianise(self.bandwidth).fit(samples)]
 
     def _select(
         self, candidates: list[tuple[_Coordinates, ...]]
@@ -288,6 +286,8 @@ class Adaptive:
         """Mixtures of 2, 4, 8, ... Gaussians, as long as more of them help; a batch entry stops on its own."""
         n, dim = u.shape[-2:]
         floor = gauss.log_density(u).mean(-1)
+        if self.components < 2:
+            return
         features = _cluster_features(u, gauss, self.components)
         k = 2
         while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
@@ -508,10 +508,11 @@ def _k_means(features: Float[Tensor, "*batch n f"], k: int) -> Float[Tensor, "*b
     flat = features.reshape(-1, n, features.shape[-1])
     centres = flat[:, :0]
     squares = flat.square().sum(-1)
+    rank = squares.argsort(-1).argsort(-1)  # noise goes by distance from the mean, so that the samples' order is free
     for _ in range(k):
         # Gumbel's trick: a draw with probability proportional to the squared distance, the same for every entry.
         noise = -torch.log(-torch.log(torch.rand(n, generator=generator).clamp(1e-7, 1 - 1e-7))).to(flat)
-        index = (torch.log(squares.clamp_min(1e-12)) + noise).argmax(-1)
+        index = (torch.log(squares.clamp_min(1e-12)) + noise[rank]).argmax(-1)
         centres = torch.cat([centres, flat[torch.arange(len(flat), device=flat.device), index][:, None]], 1)
         squares = torch.cdist(flat, centres).square().amin(-1)
     for _ in range(8):

@@ -76,7 +76,8 @@ class DensityScore:
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         weights = self._weights(points)
-        return (weights @ self.samples - points) / self.width[..., None, None].square()
+        offset = self.samples.mean(-2, keepdim=True)  # of the samples and the points alike, so that digits are kept
+        return (weights @ (self.samples - offset) - (points - offset)) / self.width[..., None, None].square()
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d], in closed form."""

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..kernels import RADIAL_KERNELS, VectorKernel, median_distance
+from ..kernels import RADIAL_KERNELS, VectorKernel, kernel_width
 from ..validation import (
     check_count,
+    check_fraction,
     check_kernel,
     check_points,
     check_positive,
@@ -26,21 +27,6 @@ from ..validation import (
     check_samples,
     check_spread,
 )
-
-
-def kernel_width(
-    samples: Float[Tensor, "*batch n d"], width: float | None, median_factor: float = 1.0
-) -> Float[Tensor, "*batch"]:
-    """The given width, or the median distance times the factor; ValueError where that is 0."""
-    if width is not None:
-        return samples.new_full(samples.shape[:-2], width)
-    found = median_distance(samples)
-    if bool((found == 0).any()):
-        raise ValueError(
-            f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
-            "is 0 and no kernel width; pass width=..."
-        )
-    return median_factor * found
 
 
 @dataclass(frozen=True)
@@ -264,7 +250,7 @@ class Tikhonov(KernelEstimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive_required(self.ridge, "ridge")
-        check_positive_required(self.tolerance, "tolerance")
+        check_fraction(self.tolerance, "tolerance")
         check_count(self.max_steps, "max_steps")
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:

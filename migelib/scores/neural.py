@@ -52,6 +52,11 @@ class DenoisingState:
 
     networks: dict[tuple, tuple[DenoisingNetwork, torch.optim.Optimizer]] = field(default_factory=dict)
     generator: torch.Generator | None = None
+    parts: dict[tuple, DenoisingState] = field(default_factory=dict)
+
+    def part(self, key: tuple) -> DenoisingState:
+        """The state of one of several informations that a measure is the sum of."""
+        return self.parts.setdefault(key, DenoisingState())
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,10 @@ class DenoisingScore:
         samples = samples.detach()
         if state.generator is None:
             state.generator = torch.Generator().manual_seed(self.seed)
-        mean = samples.mean(-2, keepdim=True)
-        scale = (samples - mean).square().mean(-2, keepdim=True).sqrt()
+        first = samples[..., :1, :]  # what is left of a coordinate without spread is zero, not rounding
+        centred = samples - first
+        mean = first + centred.mean(-2, keepdim=True)
+        scale = (centred - centred.mean(-2, keepdim=True)).square().mean(-2, keepdim=True).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         n, dim = samples.shape[-2:]
         entries = ((samples - mean) / scale).reshape(-1, n, dim)

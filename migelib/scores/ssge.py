@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import VectorKernel, median_distance, rbf, rbf_mean_gradient
+from ..kernels import VectorKernel, kernel_width, rbf, rbf_mean_gradient
 from ..validation import (
     check_fraction,
     check_points,
@@ -119,7 +119,7 @@ class SSGE:
                 f"n_eigen: expected at most n = {n} for samples {tuple(samples.shape)}, got {self.n_eigen}"
             )
         samples = samples.detach().clone()
-        width = self._width(samples)
+        width = kernel_width(samples, self.width, self.median_factor)
         gram = rbf(samples, samples, width)
         eigenvalues, eigenvectors = torch.linalg.eigh(gram)  # ascending
         keep = self._kept(eigenvalues)
@@ -135,17 +135,6 @@ class SSGE:
             inverse_squares = inverse_squares * (1 - variance / beta_squares.clamp_min(1e-30)).clamp(0, 1)
         coefficients = -n * eigenvectors @ (inverse_squares[..., None] * projected)
         return SpectralScore(samples, width, coefficients, keep.sum(-1))
-
-    def _width(self, samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-        if self.width is not None:
-            return samples.new_full(samples.shape[:-2], self.width)
-        width = median_distance(samples)
-        if bool((width == 0).any()):
-            raise ValueError(
-                f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
-                "is 0 and no kernel width; pass width=..."
-            )
-        return self.median_factor * width
 
     def _kept(self, eigenvalues: Float[Tensor, "*batch n"]) -> Tensor:
         n = eigenvalues.shape[-1]

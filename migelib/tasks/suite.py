@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..validation import check_count
 from .base import PairTask, cast
 from .encoder import Encoder
 from .gaussian import CorrelatedGaussian, GaussianPair
@@ -21,7 +22,6 @@ from .student import StudentPair
 STRENGTHS = (0.8, 0.5, 1.0, 0.65)  # parameters of the tasks; a task of fewer parameters has the first ones
 
 
-@lru_cache(maxsize=128)
 def pair(name: str, dim: int, dtype: torch.dtype = torch.float32) -> PairTask:
     """Build a task of the benchmark.
 
@@ -41,13 +41,23 @@ def pair(name: str, dim: int, dtype: torch.dtype = torch.float32) -> PairTask:
 
     Raises
     ------
+    TypeError
+        If the precision is neither float32 nor float64.
     ValueError
-        If the name is unknown, or the dimension too small: `spiral` needs 2, `mlp-blocks` an even one.
+        If the name is unknown, or the dimension no integer or too small: `spiral` needs 2, `mlp-blocks` an even one.
     """
     if name not in PAIRS:
         raise ValueError(f"name: unknown task {name!r}, expected one of {', '.join(PAIRS)}")
-    if dim < 1 or (name == "spiral" and dim < 2) or (name == "mlp-blocks" and dim % 2):
+    check_count(dim, "dim")
+    if (name == "spiral" and dim < 2) or (name == "mlp-blocks" and dim % 2):
         raise ValueError(f"dim: task {name!r} does not exist in dimension {dim!r}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+    return _built(name, dim, dtype)
+
+
+@lru_cache(maxsize=128)
+def _built(name: str, dim: int, dtype: torch.dtype) -> PairTask:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{dim}".encode()))
     # Built in float64 and rounded once, so that the truth is that of the rounded task.
     return cast(PAIRS[name](dim, generator), dtype)
