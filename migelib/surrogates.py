@@ -50,7 +50,7 @@ def entropy_surrogate(
     check_samples(z, "z")
     check_spread(z, "z")
     fixed = z.detach()
-    return _contract(-estimator.fit(fixed)(fixed), z)
+    return _contract(-_score_at(estimator, fixed), z)
 
 
 def mutual_information_surrogate(
@@ -273,7 +273,13 @@ def _entropy(estimator: ScoreEstimator, *variables: Float[Tensor, "*batch n _"])
     if not z.requires_grad:
         return z.new_zeros(())
     fixed = z.detach()
-    return _contract(-estimator.fit(fixed)(fixed), z)
+    return _contract(-_score_at(estimator, fixed), z)
+
+
+def _score_at(estimator: ScoreEstimator, fixed: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+    """Score at the samples it is fitted to, without autocast: Gram matrices do not survive half precision."""
+    with torch.autocast(fixed.device.type, enabled=False):
+        return estimator.fit(fixed)(fixed)
 
 
 def _information(
@@ -283,7 +289,8 @@ def _information(
     if not (x.requires_grad or z.requires_grad):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
-        differences = estimator.fit_pair(x.detach(), z.detach())
+        with torch.autocast(z.device.type, enabled=False):
+            differences = estimator.fit_pair(x.detach(), z.detach())
         parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if v.requires_grad]
         return sum(parts, z.new_zeros(()))
     return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)

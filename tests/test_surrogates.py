@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from migelib import SSGE, GaussianScore, entropy_surrogate, mutual_information_surrogate
+from migelib import SSGE, GaussianScore, Tikhonov, entropy_surrogate, mutual_information_surrogate
 from migelib.experiments.mi_gradient import flat_gradient
 from migelib.tasks import CorrelatedGaussian, JointGaussian, LinearGaussian
 
@@ -151,3 +151,17 @@ def test_different_devices_are_refused():
 def test_unknown_estimator(surrogate):
     with pytest.raises(ValueError, match=r"estimator.*'best'"):
         surrogate(torch.randn(5, 2), "best")
+
+
+@pytest.mark.parametrize("estimator", [SSGE(), Tikhonov(), None])
+def test_autocast_does_not_reach_the_estimators(estimator):
+    x, z = torch.randn(2, 60, 2, generator=torch.Generator().manual_seed(0))
+
+    def gradients():
+        moved = (x + z).requires_grad_()
+        surrogate = entropy_surrogate(moved, estimator) + mutual_information_surrogate(x, moved, estimator)
+        return torch.autograd.grad(surrogate, moved)[0]
+
+    plain = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(gradients(), plain, rtol=0, atol=0)
