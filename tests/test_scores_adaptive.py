@@ -208,3 +208,15 @@ def test_the_order_of_the_samples_is_free():
         for _ in range(4):
             order = torch.randperm(len(x), generator=generator)
             torch.testing.assert_close(Adaptive().fit(x[order])(x), fitted(x), rtol=1e-4, atol=1e-4)
+
+
+def test_repeated_samples_in_one_batch_entry_leave_the_others_alone():
+    x, z = torch.randn(2, 2, 100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).exp()
+    x[1, 15:], z[1, 15:] = x[1, 15], z[1, 15]  # most pairs coincide, so that a kernel has no width
+    z[0] += x[0]
+    for entry in range(2):
+        alone = Adaptive().fit(x[entry])
+        assert (alone.residual is None) == (entry == 1)
+        torch.testing.assert_close(Adaptive().fit(x)(x)[entry], alone(x[entry]), rtol=1e-6, atol=1e-6)
+        for part, expected in zip(Adaptive().fit_pair(x, z), Adaptive().fit_pair(x[entry], z[entry]), strict=True):
+            torch.testing.assert_close(part[entry], expected, rtol=1e-6, atol=1e-6)

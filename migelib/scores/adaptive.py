@@ -160,7 +160,7 @@ class Adaptive:
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
         choice, (u, _), model = self._select([(c,) for c in choices])
-        residual = _residual(u, model) if _resolves(u, u.shape[-1]) else None
+        residual = _residual(u, model, _resolved(u, u.shape[-1]))
         gauss = fit_gaussian(samples)
         covariance = gauss.scales[..., 0, :, :]
         start = torch.zeros_like(gauss.means)
@@ -223,8 +223,9 @@ class Adaptive:
             (u[..., split:], model.marginal(split, u.shape[-1])),
         ]
         scores = [density.score(part) for part, density in densities]
-        if all(_resolves(part, u.shape[-1]) for part, _ in densities):
-            residuals = [_residual(part, density) for part, density in densities]
+        resolved = torch.stack([_resolved(part, u.shape[-1]) for part, _ in densities]).all(0)
+        residuals = [_residual(part, density, resolved) for part, density in densities]
+        if residuals[0] is not None:
             # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; the
             # residual's functions cost a share k / n of it.
             use = torch.isfinite(model.log_weights).sum(-1) > 1
@@ -392,17 +393,24 @@ def _among(score: Tensor, kept: Tensor, dim: int) -> Tensor:
     return score.new_zeros(*score.shape[:-1], dim).index_copy(-1, kept, score)
 
 
-def _resolves(u: Tensor, dim: int) -> bool:
+def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
     """Whether a kernel's n eigenfunctions resolve more than the mean and covariance of `dim` coordinates."""
-    return dim * (dim + 1) <= u.shape[-2] and not bool((median_distance(u) == 0).any())
+    if dim * (dim + 1) > u.shape[-2]:
+        return torch.zeros(u.shape[:-2], dtype=torch.bool, device=u.device)
+    return median_distance(u) > 0
 
 
-def _residual(u: Tensor, model: EllipticalMixture) -> SpectralScore:
-    """What Stein's identity finds missing in the score of a density.
+def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> SpectralScore | None:
+    """What Stein's identity finds missing in the score of a density; zero in batch entries that are not resolved.
 
     Its coefficients are not shrunk: what they fit of the samples' own noise is what is taken out of the gradient's.
     """
-    return SSGE(energy=0.999).fit_residual(u, model.score(u))
+    if not bool(resolved.any()):
+        return None
+    base, use = model.score(u), resolved[..., None, None]
+    one = u[tuple(resolved.nonzero()[0].tolist())]  # stands in where a kernel would have no width
+    fitted = SSGE(energy=0.999).fit_residual(torch.where(use, u, one), base)
+    return replace(fitted, coefficients=torch.where(use, fitted.coefficients, 0))
 
 
 def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
