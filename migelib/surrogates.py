@@ -44,7 +44,7 @@ def entropy_surrogate(
     Raises
     ------
     TypeError, ValueError
-        If `z` is not a finite floating-point tensor of at least two differing samples, or the estimator is unknown.
+        If `z` is not a finite float32 or float64 tensor of at least two differing samples, or the estimator is unknown.
     """
     estimator = as_estimator(estimator)
     check_samples(z, "z")
@@ -83,7 +83,7 @@ def mutual_information_surrogate(
     Raises
     ------
     TypeError, ValueError
-        If `x` or `z` is not a finite floating-point tensor of at least two differing samples, if their batch axes,
+        If `x` or `z` is not a finite float32 or float64 tensor of at least two differing samples, if their batch axes,
         numbers of samples, types or devices differ, or the estimator is unknown.
     """
     estimator = as_estimator(estimator)
@@ -121,8 +121,8 @@ def conditional_entropy_surrogate(
     Raises
     ------
     TypeError, ValueError
-        If `z` or `given` is not a finite floating-point tensor of at least two differing samples, if their batch axes,
-        numbers of samples, types or devices differ, or the estimator is unknown.
+        If `z` or `given` is not a finite float32 or float64 tensor of at least two differing samples, if their batch
+        axes, numbers of samples, types or devices differ, or the estimator is unknown.
     """
     estimator = as_estimator(estimator)
     check_pair(z, given, "z", "given")
@@ -163,7 +163,7 @@ def conditional_mutual_information_surrogate(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not a finite floating-point tensor of at least two differing samples, if their batch axes,
+        If an argument is not a finite float32 or float64 tensor of at least two differing samples, if their batch axes,
         numbers of samples, types or devices differ, or the estimator is unknown.
     """
     estimator = as_estimator(estimator)
@@ -210,7 +210,7 @@ def total_correlation_surrogate(
     Raises
     ------
     TypeError, ValueError
-        If `z` is not a finite floating-point tensor of at least two samples, has one coordinate only or a constant
+        If `z` is not a finite float32 or float64 tensor of at least two samples, has one coordinate only or a constant
         one, or the estimator is unknown.
     """
     estimator = as_estimator(estimator)
@@ -254,8 +254,8 @@ def kl_surrogate(
     Raises
     ------
     TypeError, ValueError
-        If `z` is not a finite floating-point tensor of at least two differing samples, `log_prob` is not callable or
-        does not return a finite floating-point tensor [*batch, n], or the estimator is unknown.
+        If `z` is not a finite float32 or float64 tensor of at least two differing samples, `log_prob` is not callable
+        or does not return a finite floating-point tensor [*batch, n], or the estimator is unknown.
     """
     estimator = as_estimator(estimator)
     check_samples(z, "z")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -143,7 +144,7 @@ class Gaussianise:
     centres: int = 64
 
     def __post_init__(self) -> None:
-        if self.bandwidth is not None and not 0 < self.bandwidth <= 1:
+        if self.bandwidth is not None and not (isinstance(self.bandwidth, Real) and 0 < self.bandwidth <= 1):
             raise ValueError(f"bandwidth: expected a number in (0, 1] or None, got {self.bandwidth!r}")
         check_count(self.centres, "centres", 4)
 

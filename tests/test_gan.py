@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import optimize
+from scipy import integrate, optimize
 from torch import nn
 
 from migelib import records
@@ -185,7 +185,7 @@ def test_price_of_the_entropy_under_the_non_saturating_loss(weight, share):
     log_p = -half_square - np.log(2 * np.pi)
 
     def mass(density):
-        return 2 * np.pi * np.trapezoid(density, half_square)
+        return 2 * np.pi * integrate.trapezoid(density, half_square)
 
     def density(constant):
         low, high = np.full_like(log_p, -200.0), np.full_like(log_p, 20.0)

@@ -549,7 +549,7 @@ class GaussianDivergence(Gaussian):
 
 
 class GaussianBoth(Gaussian):
-    """I(x; z), and the same divergence with its own weight, a share of the information's."""
+    """`Gaussian`, and the rate with a share of the weight."""
 
     def __init__(self, config: Config, generator: torch.Generator, device: torch.device) -> None:
         super().__init__(config, generator, device)

@@ -66,7 +66,7 @@ class GaussianScore:
         Raises
         ------
         TypeError
-            If `samples` is not a floating-point tensor.
+            If `samples` is not a tensor of float32 or float64.
         ValueError
             If there are fewer than two samples, an entry is not finite, all samples are equal, or their shrunk
             covariance is singular (without shrinkage always so for n <= d).

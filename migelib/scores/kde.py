@@ -43,7 +43,7 @@ class KDE:
         Raises
         ------
         TypeError
-            If `samples` is not a floating-point tensor.
+            If `samples` is not a tensor of float32 or float64.
         ValueError
             If there are fewer than two samples, an entry is not finite, or all samples are equal.
         """

@@ -106,7 +106,7 @@ class KernelEstimator:
         Raises
         ------
         TypeError
-            If `samples` is not a floating-point tensor.
+            If `samples` is not a tensor of float32 or float64.
         ValueError
             If there are fewer than two samples, an entry is not finite or all samples are equal; also if the median
             distance is 0 because half of the pairs coincide and no `width` is given.

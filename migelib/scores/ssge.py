@@ -88,7 +88,7 @@ class SSGE:
         Raises
         ------
         TypeError
-            If `samples` is not a floating-point tensor.
+            If `samples` is not a tensor of float32 or float64.
         ValueError
             If there are fewer than two samples, an entry is not finite, all samples are equal, or `n_eigen` > n; also
             if the median distance is 0 because half of the pairs coincide and no `width` is given.
