@@ -408,3 +408,37 @@ def test_noise_in_every_layer_lowers_all_errors_and_penalties_improve_the_likeli
         assert (mean - width > 0) == (method == "vib"), method
         low, high = (run.curves[f"plane/{method}/information_{side}"][:, heavier].mean() for side in ("low", "high"))
         assert (3.5 < low < high < 4.0) if method == "vib" else (4.7 < low < high < 6.0), method
+
+
+def test_all_methods_tuned_at_the_published_scale():
+    run = records.load("bottleneck", "cpu-tuned")
+    assert set(run.config["methods"]) == set(bottleneck.METHODS)
+    mean = {m: run[f"{m}/mnist/test_error"].mean for m in run.config["methods"]}
+    leading = ["label-smoothing", "confidence-penalty", "mine-propagated", "mine-additive"]
+    level = ["vib", "mige-gaussian-additive", "mige-leave-out"]
+    assert {*sorted(mean, key=mean.get)[:4]} == {*leading}
+    assert {*sorted(mean, key=mean.get)[4:7]} == {*level}
+    for method in leading:
+        for reference in ("stochastic", "baseline"):
+            below, width = difference(run.curves, method, reference=reference)
+            assert below + width < 0, (method, reference)
+    for method in level:
+        below, width = difference(run.curves, method, reference="baseline")
+        assert below + width > 0, method
+    for method in ("vib", "mige-leave-out"):
+        for metric in ("test_error", "nll"):
+            below, width = difference(run.curves, method, metric)
+            assert below + width < 0, (method, metric)
+    worst = sorted(mean, key=lambda m: -run[f"{m}/mnist/nll"].mean)[:2]
+    assert set(worst) == {"label-smoothing", "confidence-penalty"}
+    for metric in ("test_error", "nll", "ece", "information_high"):  # no gradient at all
+        np.testing.assert_array_equal(run.curves[f"nib/{metric}"], run.curves[f"stochastic/{metric}"])
+
+    def validation(method, weight):
+        return run.curves[f"tuning/{method}/validation_error"][0][bottleneck.WEIGHTS.index(weight), 0]
+
+    marginal, vib, gaussian, *closer = (
+        validation(m, 1e-2) for m in ("mige-marginal", "vib", "mige-gaussian", "mige-classes", "mige-leave-out")
+    )
+    assert marginal > vib + 0.3 > vib > gaussian > max(closer)
+    assert len({float(validation("nib", weight)) for weight in bottleneck.WEIGHTS}) == 1
