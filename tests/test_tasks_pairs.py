@@ -314,8 +314,12 @@ def test_protocol(name):
 def test_pair_rejects():
     with pytest.raises(ValueError, match="unknown task"):
         pair("none", 2)
-    for name, dim in (("spiral", 1), ("mlp-blocks", 3), ("toy", 0)):
-        with pytest.raises(ValueError, match="does not exist"):
+    for name, dim, message in (
+        ("spiral", 1, "does not exist"),
+        ("mlp-blocks", 3, "does not exist"),
+        ("toy", 0, "got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"dim: .*{message}"):
             pair(name, dim)
 
 
