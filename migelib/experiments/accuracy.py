@@ -148,9 +148,9 @@ PROFILES = {
     # What half an hour on one CPU core allows.
     "cpu": Config(
         seeds=5,
-        cells=(*((dim, 256) for dim in (1, 2, 8, 16, 32)), (2, 64), (16, 64)),
+        cells=(*((dim, 256) for dim in (1, 2, 8, 16, 32, 128)), (2, 64), (16, 64)),
         large_tasks=("gauss-diagonal", "half-cube", "mlp-blocks"),
-        large_cells=((128, 256), (16, 1024), (16, 4096)),
+        large_cells=((16, 1024), (16, 4096)),
         trainings=(
             Training("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
             Training("-equal-time", learning_rate=1e-3, equal_time=True),
