@@ -145,14 +145,23 @@ def test_fewer_samples_than_coordinates():
     assert Adaptive().fit(x)(x).isfinite().all()
 
 
-def test_as_many_samples_as_coordinates():
-    task = pair("gauss-dense", 128)
-    for seed in range(2):
+@pytest.mark.parametrize(
+    ("name", "dim", "n", "bound"),
+    [
+        ("gauss-dense", 128, 256, 0.08),  # with a ridge of 1e-3 0.14, with none 0.16
+        ("gauss-low-noise", 24, 64, 0.02),  # with a ridge of 1e-3 0.08
+    ],
+)
+def test_hardly_more_samples_than_coordinates(name, dim, n, bound):
+    task = pair(name, dim)
+    truth = task.mutual_information_gradient()
+    squares = []
+    for seed in range(3):
         theta = task.theta.clone().requires_grad_()
-        x, z = task.at(theta).sample(256, torch.Generator().manual_seed(seed))
+        x, z = task.at(theta).sample(n, torch.Generator().manual_seed(seed))
         (gradient,) = torch.autograd.grad(mutual_information_surrogate(x, z), theta)
-        truth = task.mutual_information_gradient()
-        assert (gradient - truth).norm() < 0.08 * truth.norm()  # a ridge of 1e-3 leaves 0.14, none 0.11
+        squares.append((gradient - truth).square().sum() / truth.square().sum())
+    assert sum(squares) / len(squares) < bound**2
 
 
 def test_batch_equals_loop():

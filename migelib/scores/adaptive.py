@@ -20,7 +20,7 @@ from ..validation import check_count, check_pair, check_points, check_samples, c
 from .ssge import SSGE, SpectralScore
 
 # These four are measured, not derived.
-RIDGE = 3.0  # times 1 / n^2: share of the variances added to a covariance at n <= d
+RIDGE = 3.0  # times 1 / n^2: share of the variances added to a covariance of few samples
 FINAL_PRIOR = 0.03  # share of d + 1 pseudo-samples that is left of the prior in a mixture's last step
 FUNCTIONS = 10  # samples for each function of a residual that a single component does not call for
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
@@ -424,13 +424,13 @@ def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
 
 
 def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
-    r"""Gaussian by maximum likelihood; with fewer than 2 d samples a small ridge keeps it regular.
+    r"""Gaussian by maximum likelihood; with hardly more samples than d a small ridge keeps it regular.
 
     The gradient of :math:`\ln\det\hat\Sigma` is unbiased for Gaussian data however noisy the covariance is, and a ridge
-    of the size that its own error would call for (Ledoit and Wolf's) biases it badly. The ridge, a share of the
-    coordinates' variances, is therefore of the size of the smallest eigenvalue that n samples of n independent
-    coordinates have, which is of order :math:`1 / n^2` [Edelman, SIAM Journal on Matrix Analysis and Applications 9,
-    1988]: :math:`3 / n^2` at n <= d, falling to none at n = 2 d. Explained in :doc:`/book/08_easy_scores`.
+    of the size that its own error would call for (Ledoit and Wolf's) biases it badly. One is needed to n = d + 4 only:
+    with more samples the inverse covariance has a finite variance. It is a share :math:`3 / n^2` of the coordinates'
+    variances, the size of the smallest eigenvalue that n samples of n independent coordinates have [Edelman, SIAM
+    Journal on Matrix Analysis and Applications 9, 1988]. Explained in :doc:`/book/08_easy_scores`.
     """
     n, dim = u.shape[-2:]
     mean = u.mean(-2, keepdim=True)
@@ -438,7 +438,7 @@ def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
     covariance = centred.mT @ centred / n
     level = covariance.diagonal(dim1=-2, dim2=-1)
     # Rounding alone may make a covariance singular: hence a floor.
-    weight = max(RIDGE / n**2 * min(1.0, max(0.0, 2 - n / dim)), 1e-10)
+    weight = RIDGE / n**2 if n <= dim + 4 else 1e-10
     covariance = _filled((1 - weight) * covariance + weight * torch.diag_embed(level), level)
     zero = u.new_zeros(*u.shape[:-2], 1)
     return EllipticalMixture(zero, mean, covariance[..., None, :, :], torch.full_like(zero[..., 0], math.inf))
