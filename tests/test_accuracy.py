@@ -143,12 +143,16 @@ def test_the_record_says_what_the_chapter_says():
     assert all(ratio("exact", ["toy"], [dim]) < 1.2 for dim in (8, 16, 32))
     assert ratio("ssge-paper", PAIRS, (16, 32, 128)) < 1 / 4
     assert {name for name in PAIRS for dim in dims if ratio("ssge-paper", [name], [dim]) > 1.1} == {
+        "mixture-signs",
         "mlp-blocks",
         "student",
     }
     assert all(ratio("ssge-paper", [name], dims) < 1 for name in PAIRS)
     entropies = [f"entropy-{name}" for name in (*accuracy.JOINT_ENTROPY, *accuracy.CODE_ENTROPY)]
     assert all(ratio("exact", entropies, [dim]) < 0.7 for dim in (1, 2))
+    assert ratio("exact", PAIRS, (16, 32, 128)) < 2
+    copulas = [name for name in PAIRS if not name.startswith(("spiral", "mixture", "mlp"))]
+    assert all(ratio("exact", [name], [128]) < 4.5 for name in copulas)
 
 
 @pytest.mark.parametrize(("name", "joint_part"), [("gauss-diagonal", -1.0), ("mlp-blocks", 0.0)])

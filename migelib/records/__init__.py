@@ -7,6 +7,7 @@ curves that figures need. They lie in this folder, as package data, or in the fo
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -99,12 +100,14 @@ class Record:
     curves: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Quantity:
-        """Return the quantity of that name; raises KeyError that lists the names there are."""
+        """Return the quantity of that name; raises KeyError that names the most similar ones."""
         try:
             return self.quantities[name]
         except KeyError:
+            close = difflib.get_close_matches(name, self.quantities, n=5, cutoff=0)
             raise KeyError(
-                f"{self.experiment}.{self.profile} has no {name!r}, only {sorted(self.quantities)}"
+                f"{self.experiment}.{self.profile} has no {name!r} among its {len(self.quantities)} quantities; "
+                f"the most similar are {', '.join(close)}"
             ) from None
 
     @property
