@@ -8,7 +8,9 @@ Derived in :doc:`/book/12_bottleneck`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,17 @@ from torch import Tensor
 
 from .scores import ScoreEstimator
 from .surrogates import entropy_surrogate
+
+
+def _without_autocast(function: Callable) -> Callable:
+    """Squared distances and covariances do not survive half precision."""
+
+    @wraps(function)
+    def guarded(code: GaussianCode, *args: object, **kwargs: object) -> Tensor:
+        with torch.autocast(code.mean.device.type, enabled=False):
+            return function(code, *args, **kwargs)
+
+    return guarded
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class GaussianCode:
 
     Raises
     ------
+    TypeError
+        If they are not tensors of one dtype, float32 or float64.
     ValueError
         If the shapes differ, are not [n, d], or a scale is not positive.
     """
@@ -37,6 +52,11 @@ class GaussianCode:
     scale: Float[Tensor, "n d"]
 
     def __post_init__(self) -> None:
+        kinds = [
+            value.dtype if isinstance(value, Tensor) else type(value).__name__ for value in (self.mean, self.scale)
+        ]
+        if kinds[0] != kinds[1] or kinds[0] not in (torch.float32, torch.float64):
+            raise TypeError(f"mean and scale: expected tensors of torch.float32 or torch.float64, got {kinds}")
         if self.mean.ndim != 2 or self.mean.shape != self.scale.shape:
             raise ValueError(
                 f"mean and scale: expected one shape [n, d], got {tuple(self.mean.shape)} and {tuple(self.scale.shape)}"
@@ -65,6 +85,7 @@ class GaussianCode:
         squares = self.mean.square() + self.scale.square()
         return (0.5 * (squares - 1) - self.scale.log()).sum(-1).mean()
 
+    @_without_autocast
     def log_conditional(self, points: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         r"""Matrix of :math:`\ln q(z_j \mid x_i)` at (i, j)."""
         offset = self.mean.mean(0).detach()  # distances do not change; the expanded square loses fewer digits
@@ -75,6 +96,7 @@ class GaussianCode:
         log_scale = self.scale.log().sum(-1, keepdim=True)
         return -0.5 * squares.clamp_min(0) - log_scale - 0.5 * self.mean.shape[-1] * math.log(2 * math.pi)
 
+    @_without_autocast
     def pairwise_kl(self) -> Float[Tensor, "n n"]:
         r"""Matrix of :math:`\mathrm{KL}(q(z \mid x_i) \,\|\, q(z \mid x_j))` at (i, j), in nats."""
         mean = self.mean - self.mean.mean(0).detach()
@@ -85,6 +107,7 @@ class GaussianCode:
         kl = 0.5 * (squares - self.mean.shape[-1]) + log_scale - log_scale[:, None]
         return kl.masked_fill(_diagonal(kl), 0).clamp_min(0)
 
+    @_without_autocast
     def mixture_score(self, points: Float[Tensor, "m d"], leave_out: bool = False) -> Float[Tensor, "m d"]:
         r"""Score of the batch's mixture :math:`\frac1n \sum_i q(z \mid x_i)` at points, held fixed.
 
@@ -117,6 +140,7 @@ class GaussianCode:
         if len(self.mean) < 2:
             raise ValueError(f"code: expected at least two conditionals, as one is left out, got {len(self.mean)}")
 
+    @_without_autocast
     def gaussian_surrogate(self, moments: Moments | None = None) -> Float[Tensor, ""]:
         r"""Scalar whose gradient is that of I(x; z) with the score of a Gaussian that has the code's covariance.
 
@@ -129,18 +153,20 @@ class GaussianCode:
             Of past codes; by default those of this batch.
         """
         moments = Moments.of(self) if moments is None else moments
-        precision = _inverse(moments.covariance())
-        centred = self.mean - moments.mean
+        precision = _inverse(moments.covariance()).to(self.mean)
+        centred = self.mean - moments.mean.to(self.mean)
         quadratic = ((centred @ precision) * centred).sum(-1) + self.scale.square() @ precision.diagonal()
         return 0.5 * quadratic.mean() - self.conditional_entropy()
 
+    @_without_autocast
     def gaussian_information(self) -> Float[Tensor, ""]:
         r"""Information if q(z) were Gaussian, :math:`\frac12 \ln\det\Sigma - E \sum_k \ln \sigma_k(x)`, in nats.
 
         With the true covariance an upper bound, since the Gaussian has the largest entropy; from n samples of the
         means it is biased downwards.
         """
-        return 0.5 * torch.linalg.slogdet(Moments.of(self).covariance()).logabsdet - self.scale.log().sum(-1).mean()
+        log_det = torch.linalg.slogdet(Moments.of(self).covariance()).logabsdet.to(self.mean)
+        return 0.5 * log_det - self.scale.log().sum(-1).mean()
 
 
 @dataclass(frozen=True)
@@ -163,8 +189,8 @@ class Moments:
 
     @classmethod
     def of(cls, code: GaussianCode) -> Moments:
-        """Moments of one batch, held fixed."""
-        mean, scale = code.mean.detach(), code.scale.detach()
+        """Moments of one batch, held fixed, in float64: the covariance is a difference of second moments."""
+        mean, scale = code.mean.detach().double(), code.scale.detach().double()
         return cls(mean.mean(0), mean.mT @ mean / len(mean), scale.square().mean(0))
 
     def mixed(self, other: Moments, weight: float) -> Moments:
@@ -237,6 +263,7 @@ class Centres:
     within: Moments
 
 
+@_without_autocast
 def mixture_of_classes_surrogate(code: GaussianCode, z: Float[Tensor, "n d"], centres: Centres) -> Float[Tensor, ""]:
     r"""Scalar whose gradient is that of I(x; z) with the score of a mixture of Gaussians of a common covariance.
 
@@ -244,10 +271,12 @@ def mixture_of_classes_surrogate(code: GaussianCode, z: Float[Tensor, "n d"], ce
     exact; z serves for the responsibilities only.
     """
     covariance = centres.within.second + torch.diag(centres.within.noise)
-    precision = _inverse(covariance)
-    pulled = centres.means @ precision
-    log_odds = z.detach() @ pulled.mT - 0.5 * (pulled * centres.means).sum(-1) + centres.weights.clamp_min(1e-9).log()
-    centred = code.mean - log_odds.softmax(-1) @ centres.means
+    precision = _inverse(covariance).to(code.mean)
+    means = centres.means.to(code.mean)
+    pulled = means @ precision
+    log_weights = centres.weights.clamp_min(1e-9).log().to(code.mean)
+    log_odds = z.detach() @ pulled.mT - 0.5 * (pulled * means).sum(-1) + log_weights
+    centred = code.mean - log_odds.softmax(-1) @ means
     quadratic = ((centred @ precision) * centred).sum(-1) + code.scale.square() @ precision.diagonal()
     return 0.5 * quadratic.mean() - code.conditional_entropy()
 

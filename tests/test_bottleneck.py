@@ -100,6 +100,40 @@ def test_the_scale_does_not_drift_with_the_gaussian_but_does_with_ssge(code):
     assert drifts[1] < -0.1  # a shrunk score: the penalty is lowered by mere growth
 
 
+def test_the_gaussian_keeps_its_digits_far_from_the_origin(code):
+    near = GaussianCode(code.mean.detach().float(), code.scale.detach().float())
+    far = GaussianCode((near.mean + 2**13).requires_grad_(), near.scale.clone().requires_grad_())
+    near = GaussianCode((far.mean - 2**13).double().detach().requires_grad_(), near.scale.double().requires_grad_())
+    torch.testing.assert_close(far.gaussian_information().double(), near.gaussian_information(), rtol=0, atol=1e-5)
+    for found, expected in zip(
+        gradient(far.gaussian_surrogate(), far), gradient(near.gaussian_surrogate(), near), strict=True
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_autocast_reaches_no_matrix_of_a_code(code):
+    code = GaussianCode(code.mean.detach().float().requires_grad_(), code.scale.detach().float().requires_grad_())
+    z = code.sample(torch.Generator().manual_seed(1)).detach()
+    centres = Centres(Moments.of(code).mean[None], torch.ones(1), Moments.of(code))
+
+    def values():
+        return (
+            code.gaussian_surrogate(),
+            code.gaussian_information(),
+            mixture_of_classes_surrogate(code, z, centres),
+            pairwise_information(code),
+            code.log_conditional(z).diagonal().mean(),
+            code.mixture_score(z),
+        )
+
+    plain = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        reached = values()
+    torch.testing.assert_close(reached, plain, rtol=0, atol=0)
+    for found, expected in zip(reached[:-1], plain[:-1], strict=True):
+        torch.testing.assert_close(gradient(found, code), gradient(expected, code), rtol=0, atol=0)
+
+
 def test_one_class_is_the_gaussian(code):
     moments = Moments.of(code)
     deviations = Moments.of(GaussianCode(code.mean - moments.mean, code.scale))
@@ -296,6 +330,19 @@ def test_run_seed_names_what_units_know():
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale"),
+    [
+        (torch.zeros(2, 3).half(), torch.ones(2, 3).half()),
+        (torch.zeros(2, 3), torch.ones(2, 3).double()),
+        (torch.zeros(2, 3), 1.0),
+    ],
+)
+def test_a_code_of_another_dtype_is_named(mean, scale):
+    with pytest.raises(TypeError, match="mean and scale: expected"):
+        GaussianCode(mean, scale)
 
 
 SMALL = ("quick", "cpu")
