@@ -145,7 +145,7 @@ PROFILES = {
         peers=("mine-ema", "infonce", "club"),
         trainings=(Training(), Training("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
     ),
-    # What half an hour on one CPU core allows.
+    # What an hour on one CPU core allows.
     "cpu": Config(
         seeds=5,
         cells=(*((dim, 256) for dim in (1, 2, 8, 16, 32, 128)), (2, 64), (16, 64)),
