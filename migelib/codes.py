@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .scores import ScoreEstimator
 from .surrogates import entropy_surrogate
+from .validation import check_precision
 
 
 def _without_autocast(function: Callable) -> Callable:
@@ -52,11 +53,10 @@ class GaussianCode:
     scale: Float[Tensor, "n d"]
 
     def __post_init__(self) -> None:
-        kinds = [
-            value.dtype if isinstance(value, Tensor) else type(value).__name__ for value in (self.mean, self.scale)
-        ]
-        if kinds[0] != kinds[1] or kinds[0] not in (torch.float32, torch.float64):
-            raise TypeError(f"mean and scale: expected tensors of torch.float32 or torch.float64, got {kinds}")
+        check_precision(self.mean, "mean", "[n, d]")
+        check_precision(self.scale, "scale", "[n, d]")
+        if self.mean.dtype != self.scale.dtype:
+            raise TypeError(f"mean and scale: expected one dtype, got {self.mean.dtype} and {self.scale.dtype}")
         if self.mean.ndim != 2 or self.mean.shape != self.scale.shape:
             raise ValueError(
                 f"mean and scale: expected one shape [n, d], got {tuple(self.mean.shape)} and {tuple(self.scale.shape)}"
@@ -153,12 +153,11 @@ class GaussianCode:
             Of past codes; by default those of this batch.
         """
         moments = Moments.of(self) if moments is None else moments
-        precision = _inverse(moments.covariance()).to(self.mean)
+        precision = _inverse(moments.covariance(), self.mean)
         centred = self.mean - moments.mean.to(self.mean)
         quadratic = ((centred @ precision) * centred).sum(-1) + self.scale.square() @ precision.diagonal()
         return 0.5 * quadratic.mean() - self.conditional_entropy()
 
-    @_without_autocast
     def gaussian_information(self) -> Float[Tensor, ""]:
         r"""Information if q(z) were Gaussian, :math:`\frac12 \ln\det\Sigma - E \sum_k \ln \sigma_k(x)`, in nats.
 
@@ -271,7 +270,7 @@ def mixture_of_classes_surrogate(code: GaussianCode, z: Float[Tensor, "n d"], ce
     exact; z serves for the responsibilities only.
     """
     covariance = centres.within.second + torch.diag(centres.within.noise)
-    precision = _inverse(covariance).to(code.mean)
+    precision = _inverse(covariance, code.mean)
     means = centres.means.to(code.mean)
     pulled = means @ precision
     log_weights = centres.weights.clamp_min(1e-9).log().to(code.mean)
@@ -319,9 +318,9 @@ def information_bracket(code: GaussianCode, generator: torch.Generator) -> tuple
     return float(lower.mean()), float(upper.mean())
 
 
-def _inverse(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+def _inverse(covariance: Float[Tensor, "d d"], like: Tensor) -> Float[Tensor, "d d"]:
     """Inverse by Cholesky, computed in float64: the noise of a trained code may be far smaller than its signal."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(covariance.double())).to(covariance.dtype)
+    return torch.cholesky_inverse(torch.linalg.cholesky(covariance.double())).to(like)
 
 
 def _diagonal(matrix: Float[Tensor, "n m"], start: int = 0) -> Tensor:

@@ -8,6 +8,17 @@ import torch
 from torch import Tensor
 
 
+def check_precision(values: Tensor, name: str, shape: str = "[*batch, n, d]") -> None:
+    """Raise TypeError unless `values` is a tensor of float32 or float64; `shape` is for the message."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor {shape}, got {type(values).__name__}")
+    if values.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{name}: expected a floating-point tensor {shape}, float32 or float64, got {values.dtype} "
+            f"of shape {tuple(values.shape)}"
+        )
+
+
 def check_samples(samples: Tensor, name: str = "samples") -> None:
     """Raise unless `samples` is a finite tensor [*batch, n, d] of float32 or float64 with n >= 2 and d >= 1.
 
@@ -25,13 +36,7 @@ def check_samples(samples: Tensor, name: str = "samples") -> None:
     ValueError
         If it has fewer than two axes, fewer than two samples, no coordinates, or a NaN or infinite entry.
     """
-    if not isinstance(samples, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor [*batch, n, d], got {type(samples).__name__}")
-    if samples.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{name}: expected a floating-point tensor [*batch, n, d], float32 or float64, got {samples.dtype} "
-            f"of shape {tuple(samples.shape)}"
-        )
+    check_precision(samples, name)
     if samples.ndim < 2:
         raise ValueError(f"{name}: expected shape [*batch, n, d], got shape {tuple(samples.shape)}")
     if samples.shape[-2] < 2 or samples.shape[-1] < 1 or samples.numel() == 0:

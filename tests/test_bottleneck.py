@@ -333,15 +333,15 @@ def test_bad_input_is_named(make, message):
 
 
 @pytest.mark.parametrize(
-    ("mean", "scale"),
+    ("mean", "scale", "message"),
     [
-        (torch.zeros(2, 3).half(), torch.ones(2, 3).half()),
-        (torch.zeros(2, 3), torch.ones(2, 3).double()),
-        (torch.zeros(2, 3), 1.0),
+        (torch.zeros(2, 3).half(), torch.ones(2, 3).half(), r"mean: expected .* float32 or float64, got torch.float16"),
+        (torch.zeros(2, 3), torch.ones(2, 3).double(), "mean and scale: expected one dtype"),
+        (torch.zeros(2, 3), 1.0, "scale: expected a torch.Tensor .* got float"),
     ],
 )
-def test_a_code_of_another_dtype_is_named(mean, scale):
-    with pytest.raises(TypeError, match="mean and scale: expected"):
+def test_a_code_of_another_dtype_is_named(mean, scale, message):
+    with pytest.raises(TypeError, match=message):
         GaussianCode(mean, scale)
 
 
