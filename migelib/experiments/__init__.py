@@ -17,20 +17,18 @@ import pkgutil
 import platform
 import subprocess
 import time
-import zlib
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import records
+from . import records
 
-NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+LABORATORY = {"data", "networks", "plotting", "randomness", "records", "training"}
+NAMES: tuple[str, ...] = tuple(sorted({module.name for module in pkgutil.iter_modules(__path__)} - LABORATORY))
 
 
 def get(name: str) -> ModuleType:
@@ -38,27 +36,6 @@ def get(name: str) -> ModuleType:
     if name not in NAMES:
         raise ValueError(f"experiment: unknown name {name!r}, expected one of {', '.join(NAMES)}")
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def stream(seed: int, *label: object) -> torch.Generator:
-    """Return a CPU generator for one part of an experiment: independent for every seed and label, on any device."""
-    entropy = (seed, zlib.crc32(repr(label).encode()))
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-
-
-def seeded(build: Callable[[], Any], seed: int) -> Any:
-    """Return what `build` makes, such as a network, with torch's global generator seeded, and then put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def clock(device: torch.device) -> float:
-    """Return seconds for differences: what the process computed on a CPU, so that others do not count, or wall time."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def run(

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import bounds
+from .. import bounds, critics
 from ..scores import SSGE, DenoisingScore, GaussianScore, ScoreEstimator
 from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import PAIRS, PairTask, cast, exact_score_surrogate, pair
-from . import seeded, stream
+from .randomness import seeded, stream
 
 UNITS = {
     "relative_error": "1",
@@ -417,7 +417,7 @@ class Peer(NamedTuple):
 
 
 def _critic(config: Config, x_dim: int, z_dim: int) -> nn.Module:
-    return bounds.SeparableCritic(x_dim, z_dim, config.hidden, config.embedding)
+    return critics.SeparableCritic(x_dim, z_dim, config.hidden, config.embedding)
 
 
 def _by_bound(
@@ -447,7 +447,7 @@ def _mine(config: Config, x_dim: int, z_dim: int) -> Peer:
 
 
 def _club(config: Config, x_dim: int, z_dim: int) -> Peer:
-    conditional = bounds.GaussianConditional(x_dim, z_dim, config.hidden)
+    conditional = critics.GaussianConditional(x_dim, z_dim, config.hidden)
     return Peer(conditional, lambda network, x, z: -network.log_prob(x, z).mean(), bounds.club)
 
 

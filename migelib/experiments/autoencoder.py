@@ -20,14 +20,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bounds import mlp
-from ..data import load
-from ..models import batches, digit_classifier
-from ..records import Record
+from ..critics import mlp
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
 from ..tasks import gaussian_log_prob
-from . import clock, seeded, stream
+from .data import load
+from .metrics import KERNELS, clock, energy_kernel, frechet_distance, mean_kernel, mmd_squared
+from .networks import batches, digit_classifier
+from .randomness import seeded, stream
+from .records import Record
 
 UNITS = {
     "reconstruction": "nat",
@@ -47,7 +48,6 @@ ESTIMATORS: dict[str, ScoreEstimator | None] = {
     "gaussian": GaussianScore(),
     "adaptive": None,
 }
-SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the inverse multiquadrics, as in the WAE's published code
 LOG_SCALE = -2.0  # of a Gaussian encoder's deviations at the start
 GRID_LIMIT = 6.0  # of the quadrature over two-dimensional codes
 ROWS = 20_000  # decoded at once
@@ -437,50 +437,6 @@ class Discriminator:
         return penalty
 
 
-def rbf_kernel(squares: Tensor, dim: int) -> Tensor:
-    """RBF whose width is the median distance of two draws of a standard Gaussian (Wilson and Hilferty's formula)."""
-    return torch.exp(-squares / (4 * dim * (1 - 2 / (9 * dim)) ** 3))
-
-
-def multiquadric_kernel(squares: Tensor, dim: int) -> Tensor:
-    """Mean of inverse multiquadrics C / (C + r^2) with C = 2 d times each of `SCALES`."""
-    return sum(2 * dim * scale / (2 * dim * scale + squares) for scale in SCALES) / len(SCALES)
-
-
-def energy_kernel(squares: Tensor, dim: int) -> Tensor:
-    """Minus the distance: the squared MMD is then the energy distance."""
-    return -(squares + 1e-12).sqrt()
-
-
-KERNELS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "rbf": rbf_kernel,
-    "imq": multiquadric_kernel,
-    "energy": energy_kernel,
-}
-
-
-def mmd_squared(
-    x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"], kernel: Callable[[Tensor, int], Tensor]
-) -> Float[Tensor, "*batch"]:
-    r"""Unbiased estimate of the squared maximum mean discrepancy, by U-statistics; it may be negative.
-
-    With :math:`k = -\|x - y\|` this is the energy distance, :math:`2 E\|x - y\| - E\|x - x'\| - E\|y - y'\|`.
-    """
-    return mean_kernel(x, x, kernel) + mean_kernel(y, y, kernel) - 2 * mean_kernel(x, y, kernel)
-
-
-def mean_kernel(
-    x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"], kernel: Callable[[Tensor, int], Tensor]
-) -> Float[Tensor, "*batch"]:
-    """Mean of a kernel over all pairs of a point of x and one of y; over pairs of different points where y is x."""
-    squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
-    values = kernel(squares.clamp_min(0), x.shape[-1])
-    if y is not x:
-        return values.mean((-2, -1))
-    n = x.shape[-2]
-    return (values.sum((-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
-
-
 def dominated(run: Record, setting: str, peer: str, method: str) -> dict[float, bool]:
     """For each weight of the peer, whether some weight of the method is better in reconstruction and energy distance.
 
@@ -581,23 +537,6 @@ class Ruler:
 
 def _in_parts(network: nn.Module, x: Float[Tensor, "n p"]) -> Tensor:
     return torch.cat([network(rows) for rows in x.split(500)])  # many images at once are slower
-
-
-def frechet_distance(
-    mean: Float[Tensor, "f"],
-    covariance: Float[Tensor, "f f"],
-    other_mean: Float[Tensor, "f"],
-    other_covariance: Float[Tensor, "f f"],
-) -> Float[Tensor, ""]:
-    r"""Squared 2-Wasserstein distance of two Gaussians.
-
-    :math:`\|m_1 - m_2\|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})`.
-    """
-    first, second = covariance.double(), other_covariance.double()
-    values, vectors = torch.linalg.eigh(first)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
-    return (mean - other_mean).double().square().sum() + first.trace() + second.trace() - 2 * cross
 
 
 # --- the posterior of each image

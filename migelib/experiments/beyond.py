@@ -22,8 +22,8 @@ from ..surrogates import (
     total_correlation_surrogate,
 )
 from ..tasks import SinhArcsinhMap, gaussian_log_prob
-from . import stream
 from .mi_gradient import flat_gradient
+from .randomness import stream
 
 UNITS = {"relative_error": "1", "cosine": "1"}
 

@@ -17,11 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import bounds
+from .. import bounds, critics
 from ..codes import (
     Centres,
     GaussianCode,
@@ -32,11 +31,12 @@ from ..codes import (
     mixture_of_classes_surrogate,
     pairwise_information,
 )
-from ..data import load
 from ..scores import SSGE, GaussianScore, Residual, Transformed
 from ..surrogates import mutual_information_surrogate
 from ..transforms import Whitening
-from . import seeded, stream
+from .data import load
+from .metrics import auroc, calibration_error
+from .randomness import seeded, stream
 
 UNITS = {
     "relative_error": "1",
@@ -467,7 +467,7 @@ class Mine(Penalty):
     """MINE: a critic that takes one step of its own for every step of the network [Belghazi et al., ICML 2018]."""
 
     def __init__(self, config: Config, generator: torch.Generator, device: torch.device) -> None:
-        critic = seeded(lambda: bounds.SeparableCritic(784, config.code, config.critic_hidden), _drawn_seed(generator))
+        critic = seeded(lambda: critics.SeparableCritic(784, config.code, config.critic_hidden), _drawn_seed(generator))
         self.critic, self.decay, self.log_mean = critic.to(device), config.critic_decay, None
         self.optimiser = _adam(self.critic.parameters(), config.critic_learning_rate)
 
@@ -764,21 +764,6 @@ def train(
 
 
 # --- what is reported ------------------------------------------------------------------------------------------------
-
-
-def calibration_error(log_probs: Float[Tensor, "n c"], y: Int64[Tensor, "n"], bins: int = 15) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over bins of equal width, as a share."""
-    confidence, predicted = log_probs.exp().max(-1)
-    gap = confidence - (predicted == y).to(confidence)
-    which = (confidence * bins).long().clamp(0, bins - 1)
-    sums = torch.zeros(bins, dtype=gap.dtype, device=gap.device).index_add_(0, which, gap)
-    return float(sums.abs().sum() / len(y))
-
-
-def auroc(negatives: Float[Tensor, "n"], positives: Float[Tensor, "m"]) -> float:
-    """Probability that a positive has a larger value than a negative, ties counting half."""
-    labels = np.repeat([0, 1], [len(negatives), len(positives)])
-    return float(roc_auc_score(labels, torch.cat([negatives, positives]).cpu().numpy()))
 
 
 def attacked_error(network: Network, x: Float[Tensor, "n p"], y: Int64[Tensor, "n"], samples: int, seed: int) -> float:

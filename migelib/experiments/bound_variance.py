@@ -20,7 +20,7 @@ from .. import bounds
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian
-from . import stream
+from .randomness import stream
 
 UNITS = {"relative_bias": "1", "relative_std": "1", "relative_median_bias": "1", "log10_relative_std": "1"}
 

@@ -15,7 +15,7 @@ from ..scores import SSGE, GaussianScore, Residual, ScoreEstimator, Transformed
 from ..surrogates import mutual_information_surrogate
 from ..tasks import cast, exact_score_surrogate, pair
 from ..transforms import Gaussianise, Whitening
-from . import stream
+from .randomness import stream
 
 UNITS = {"relative_error": "1"}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import entropy_surrogate
 from ..tasks import LinearGaussian, SinhArcsinh
-from . import stream
+from .randomness import stream
 
 UNITS = {"relative_error": "1", "cosine": "1", "gradient": "nat"}
 

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import bounds
-from ..data import load
-from ..models import batches, digit_classifier
+from .. import bounds, critics
 from ..scores import SSGE, ScoreEstimator
 from ..surrogates import entropy_surrogate
-from . import seeded, stream
+from .data import load
+from .networks import batches, digit_classifier
+from .randomness import seeded, stream
 
 UNITS = {"modes": "1", "quality": "%", "kl": "nat", "setting": "1", "accuracy": "%"}
 # A run of the quick profile may lose a mode, or three in a hundred samples, by the rounding of another machine.
@@ -189,7 +189,7 @@ class Mixture:
     def networks(self, training: Training, pack: int) -> tuple[nn.Module, nn.Module]:
         """Generator and discriminator of packs of samples."""
         width = training.width
-        return bounds.mlp([training.noise, width, width, 2]), bounds.mlp([2 * pack, width, width, 1])
+        return critics.mlp([training.noise, width, width, 2]), critics.mlp([2 * pack, width, width, 1])
 
     def judge(self, samples: Float[Tensor, "n 2"]) -> dict[str, float]:
         r"""Covered modes, share of samples of high quality, and a divergence from the true law.
@@ -376,7 +376,7 @@ class Trainer:
         if method == "meg":
             size = task.sample(1, stream(seed, "size")).numel()
             critic = seeded(
-                lambda: bounds.SeparableCritic(training.noise, size, config.critic_hidden),
+                lambda: critics.SeparableCritic(training.noise, size, config.critic_hidden),
                 stream(seed, "critic").initial_seed(),
             )
             self.critic = critic.to(device)

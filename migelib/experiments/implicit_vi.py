@@ -23,7 +23,6 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.lazy import LazyComposedTransform
 from zuko.transforms import MonotonicRQSTransform
 
-from ..kernels import median_distance, rbf
 from ..scores import SSGE, Adaptive, DenoisingNetwork, ScoreEstimator, Tikhonov
 from ..surrogates import kl_surrogate
 from ..tasks.energies import (
@@ -34,7 +33,8 @@ from ..tasks.energies import (
     PlaneEnergy,
     breast_cancer_posterior,
 )
-from . import seeded, stream
+from .metrics import maximum_mean_discrepancy
+from .randomness import seeded, stream
 
 Energy = PlaneEnergy | FunnelEnergy | LogisticRegression
 
@@ -444,16 +444,6 @@ def moment_errors(samples: Float[Tensor, "n d"], moments: Moments) -> dict[str, 
         "sd_error": float((covariance.diagonal().sqrt() / scale - 1).square().mean().sqrt()),
         "gaussian_kl": float((ratio.trace() + white.square().sum() - len(mean) - log_det) / 2),
     }
-
-
-def maximum_mean_discrepancy(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    r"""Root of the biased estimate of :math:`\mathrm{MMD}^2` with an RBF kernel of y's median width.
-
-    [Gretton et al., JMLR 13, 2012.]
-    """
-    width = median_distance(y)
-    square = rbf(x, x, width).mean() + rbf(y, y, width).mean() - 2 * rbf(x, y, width).mean()
-    return float(square.clamp_min(0).sqrt())
 
 
 class Stack:

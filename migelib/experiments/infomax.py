@@ -19,12 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .. import bounds, data
+from .. import bounds, critics
 from ..kernels import median_distance
-from ..models import DeepInfoMaxEncoder, Features, PatchFeatures
 from ..scores import SSGE
 from ..surrogates import mutual_information_surrogate
-from . import clock, seeded, stream
+from . import data
+from .metrics import clock, effective_rank
+from .networks import DeepInfoMaxEncoder, Features, PatchFeatures
+from .randomness import seeded, stream
 
 UNITS = {"test_accuracy": "%", "probe_accuracy": "%", "effective_rank": "1"}
 # A percentage point: about the sampling error of a mean of three accuracies on 1,000 images.
@@ -390,10 +392,10 @@ class GlobalCritic(nn.Module):
         x_dim = _encoder(config, images).conv_dim if self.x is None else self.x.shape[1]
         self.bound = bound
         if concatenated:
-            self.critic = bounds.ConcatenatedCritic(x_dim, config.code, config.critic_hidden)
+            self.critic = critics.ConcatenatedCritic(x_dim, config.code, config.critic_hidden)
         else:
             self.critic = ShortcutCritic(x_dim, config.code, config.critic_hidden, config.embedding)
-        self.prior = bounds.mlp([config.code, 200, 1]) if prior else None
+        self.prior = critics.mlp([config.code, 200, 1]) if prior else None
         self.weight = config.prior_weight
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
@@ -415,7 +417,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: Config, images: Images, generator: torch.Generator) -> None:
         super().__init__()
-        self.decoder = bounds.mlp([config.code, config.hidden, images.x_train[0].numel()])
+        self.decoder = critics.mlp([config.code, config.hidden, images.x_train[0].numel()])
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """Error per pixel."""
@@ -572,16 +574,6 @@ def diagnostics(trainer: Trainer, batch: Batch) -> dict[str, float]:
     return result
 
 
-def effective_rank(y: Float[Tensor, "n d"]) -> float:
-    r"""Exponential of the entropy of the covariance's normalised eigenvalues: d for white codes, 1 for one direction.
-
-    Defined by Roy & Vetterli [EUSIPCO, 2007] for singular values; here for variances.
-    """
-    values = torch.linalg.eigvalsh(torch.cov(y.double().mT)).clamp_min(0)
-    share = values / values.sum()
-    return float(torch.exp(torch.special.entr(share).sum()))
-
-
 def time_steps(config: Config, images: Images, seed: int) -> dict[str, np.ndarray]:
     """Milliseconds of a training step, `config.timed_steps` for each method and the encoder alone, interleaved.
 
@@ -658,7 +650,7 @@ def classifier_accuracy(
     std = torch.where(std > 0, std, torch.ones_like(std))  # of units that never fire
     x, x_test = (x - mean) / std, (x_test - mean) / std
     sizes = [x.shape[1], *([hidden] if hidden else []), int(labels.max()) + 1]
-    network = seeded(lambda: bounds.mlp(sizes), generator.initial_seed()).to(x.device)
+    network = seeded(lambda: critics.mlp(sizes), generator.initial_seed()).to(x.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.classifier_rate, weight_decay=1e-3, fused=True)
     size = min(config.classifier_batch, len(x))
     total = config.classifier_epochs * (len(x) // size)

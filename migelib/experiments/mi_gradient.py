@@ -16,7 +16,7 @@ from torch import Tensor
 from ..scores import SSGE, GaussianScore
 from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import JointGaussian, exact_score_surrogate
-from . import stream
+from .randomness import stream
 
 UNITS = {"relative_error": "1", "cosine": "1"}
 

@@ -15,12 +15,12 @@ from scipy import stats
 from torch import Tensor
 
 from ..kernels import median_distance, rbf
-from ..records import MarkdownTable, Record
 from ..scores import KDE, SSGE, DenoisingScore, GaussianScore, Landweber, NuMethod, ScoreEstimator, Stein, Tikhonov
 from ..scores.kernel import nu_coefficients
 from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian, Gaussian, GaussianMixture, LinearMap, StudentT, exact_score_surrogate
-from . import stream
+from .randomness import stream
+from .records import MarkdownTable, Record
 
 UNITS = {"score_error": "1", "fresh_error": "1", "gradient_error": "1", "rank_correlation": "1"}
 

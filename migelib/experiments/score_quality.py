@@ -18,7 +18,7 @@ from ..kernels import rbf
 from ..scores import SSGE, GaussianScore
 from ..scores.base import ScoreEstimator, ScoreFunction
 from ..tasks import Gaussian, GaussianMixture, StudentT
-from . import stream
+from .randomness import stream
 
 UNITS = {"relative_error": "1", "fresh_error": "1", "stein_ratio": "1", "n_eigen": "1"}
 

@@ -19,7 +19,7 @@ from .. import bounds
 from ..scores import SSGE
 from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian, exact_score_surrogate
-from . import seeded, stream
+from .randomness import seeded, stream
 
 UNITS = {"relative_error": "1", "value_relative_error": "1", "denominator_ratio": "1"}
 
@@ -164,7 +164,7 @@ def train_bound(
     rho = rho.to(device).requires_grad_()
     task = CorrelatedGaussian(dim, rho)
     critics = seeded(
-        lambda: [bounds.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in rho],
+        lambda: [critics.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in rho],
         generator.initial_seed(),
     )
     weights, _ = torch.func.stack_module_state(critics)

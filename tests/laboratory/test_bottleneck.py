@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from migelib import SSGE, records
+from migelib import SSGE
 from migelib.codes import (
     Centres,
     GaussianCode,
@@ -21,8 +21,8 @@ from migelib.codes import (
     mixture_of_classes_surrogate,
     pairwise_information,
 )
-from migelib.data import load_mnist_5k
-from migelib.experiments import bottleneck
+from migelib.experiments import bottleneck, records
+from migelib.experiments.data import load_mnist_5k
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from migelib import records
-from migelib.experiments import infomax, stream
-from migelib.models import DeepInfoMaxEncoder, PatchFeatures
+from migelib.experiments import infomax, records
+from migelib.experiments.networks import DeepInfoMaxEncoder, PatchFeatures
+from migelib.experiments.randomness import stream
 from migelib.scores import GaussianScore
 from migelib.tasks import CorrelatedGaussian
 

@@ -7,7 +7,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from migelib.experiments import implicit_vi, stream
+from migelib.experiments import implicit_vi
+from migelib.experiments.randomness import stream
 from migelib.kernels import median_distance
 from migelib.scores import SSGE, DenoisingNetwork, Landweber, NuMethod, Stein, Tikhonov
 from migelib.tasks.energies import (

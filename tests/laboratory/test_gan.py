@@ -8,8 +8,7 @@ import torch
 from scipy import integrate, optimize
 from torch import nn
 
-from migelib import records
-from migelib.experiments import gan
+from migelib.experiments import gan, records
 from migelib.experiments.gan import Config, Mixture, Stacks, Trainer, Training
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migelib import KDE, SSGE, Adaptive, DenoisingScore, GaussianScore, Tikhonov, bounds
+from migelib import KDE, SSGE, Adaptive, DenoisingScore, GaussianScore, Tikhonov, critics
 from migelib.scores import ESTIMATORS, as_estimator
 from migelib.tasks import Gaussian, GaussianMixture, StudentT, pair
 
@@ -262,7 +262,7 @@ def test_precisions_that_no_estimator_supports_are_named(dtype):
         (lambda: SSGE(energy=None), r"energy: expected a number in \(0, 1\), got None"),
         (lambda: Tikhonov(curl_free=True, tolerance=5.0), r"tolerance: expected a number in \(0, 1\), got 5.0"),
         (lambda: Adaptive(bandwidth=50), r"bandwidth: expected a number in \(0, 1\]"),
-        (lambda: bounds.GaussianConditional(2, 2, log_variance_range=None), "log_variance_range: .* got None"),
+        (lambda: critics.GaussianConditional(2, 2, log_variance_range=None), "log_variance_range: .* got None"),
         (lambda: pair("toy", 2.5), "dim: expected an integer of at least 1, got 2.5"),
     ],
 )

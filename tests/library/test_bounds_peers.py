@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from migelib import bounds
+from migelib import bounds, critics
 from migelib.tasks import CorrelatedGaussian
 
 
@@ -134,7 +134,7 @@ def test_club_of_the_true_conditional():
 
 def test_concatenated_critic_is_a_network_of_the_concatenation():
     torch.manual_seed(0)
-    critic = bounds.ConcatenatedCritic(3, 2, hidden=8).double()
+    critic = critics.ConcatenatedCritic(3, 2, hidden=8).double()
     x, z = torch.randn(5, 3).double(), torch.randn(5, 2).double()
     weight = torch.cat([critic.from_x.weight, critic.from_z.weight], dim=1)
     values = critic(x, z)
@@ -146,7 +146,7 @@ def test_concatenated_critic_is_a_network_of_the_concatenation():
 
 def test_gaussian_conditional_is_a_density():
     torch.manual_seed(0)
-    conditional = bounds.GaussianConditional(3, 2, hidden=8).double()
+    conditional = critics.GaussianConditional(3, 2, hidden=8).double()
     x, z = torch.randn(6, 3).double(), 5 + torch.randn(6, 2).double()
     matrix = conditional(x, z)
     mean, log_variance = conditional.mean(x), conditional._moments(x)[1]

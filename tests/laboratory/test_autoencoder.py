@@ -9,11 +9,11 @@ import scipy.linalg
 import torch
 from torch import distributions, nn
 
-from migelib import records
-from migelib.experiments import autoencoder, stream
+from migelib.experiments import autoencoder, records
 from migelib.experiments.autoencoder import KERNELS, Config, Frontier, Images, mmd_squared
-from migelib.models import batches
-from migelib.records import Quantity, Record
+from migelib.experiments.networks import batches
+from migelib.experiments.randomness import stream
+from migelib.experiments.records import Quantity, Record
 
 CPU = torch.device("cpu")
 TINY = Config(

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from migelib import records
-from migelib.experiments import score_estimators
+from migelib.experiments import records, score_estimators
 from migelib.kernels import VectorKernel, median_distance, rbf
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from migelib import experiments, records
+from migelib import experiments
 from migelib.__main__ import main
+from migelib.experiments import records
 
-BOOK = Path(__file__).parents[1] / "book"
+BOOK = Path(__file__).parents[2] / "book"
 FAST = "entropy_gradient"  # the experiment of the chapter that runs fastest
 
 

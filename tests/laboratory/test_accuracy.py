@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from migelib import records
-from migelib.experiments import accuracy, stream
+from migelib.experiments import accuracy, records
+from migelib.experiments.randomness import stream
 from migelib.scores import SSGE
 from migelib.tasks import PAIRS, pair
 

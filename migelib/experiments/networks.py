@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .validation import check_count
+from ..validation import check_count
 
 
 class Features(NamedTuple):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from migelib import bounds
+from migelib import bounds, critics
 
 
 def pairs(critic):
@@ -75,7 +75,7 @@ def test_bad_decay(decay):
 
 
 def test_separable_critic_evaluates_every_pair(generator):
-    critic = bounds.SeparableCritic(3, 2, hidden=8, embedding=4)
+    critic = critics.SeparableCritic(3, 2, hidden=8, embedding=4)
     x, z = torch.randn(5, 3, generator=generator), torch.randn(5, 2, generator=generator)
     values = critic(x, z)
     for i in range(5):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from migelib import data
+from migelib.experiments import data
 
 RNG = np.random.default_rng(0)
 
