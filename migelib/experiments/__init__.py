@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from . import records
 
-LABORATORY = {"data", "networks", "plotting", "randomness", "records", "training"}
+LABORATORY = {"data", "metrics", "networks", "plotting", "randomness", "records", "training"}
 NAMES: tuple[str, ...] = tuple(sorted({module.name for module in pkgutil.iter_modules(__path__)} - LABORATORY))
 
 

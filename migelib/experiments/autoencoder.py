@@ -25,7 +25,7 @@ from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import kl_surrogate
 from ..tasks import gaussian_log_prob
 from .data import load
-from .metrics import KERNELS, clock, energy_kernel, frechet_distance, mean_kernel, mmd_squared
+from .metrics import KERNELS, clock, energy_kernel, frechet_distance, mean_kernel, mmd_squared, multiquadric_kernel
 from .networks import batches, digit_classifier
 from .randomness import seeded, stream
 from .records import Record

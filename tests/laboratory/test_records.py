@@ -17,6 +17,7 @@ import torch
 from migelib import experiments
 from migelib.__main__ import main
 from migelib.experiments import records
+from migelib.experiments.randomness import stream
 
 BOOK = Path(__file__).parents[2] / "book"
 FAST = "entropy_gradient"  # the experiment of the chapter that runs fastest
@@ -35,7 +36,7 @@ def experiment(monkeypatch, tmp_path):
 
     def run_seed(config, seed, device):
         calls.append(seed)
-        value = float(torch.randn((), generator=experiments.stream(seed, "value"))) + config.shift
+        value = float(torch.randn((), generator=stream(seed, "value"))) + config.shift
         return {"method/setting/error": value}, {"curve": np.arange(3) + value}
 
     module = SimpleNamespace(
