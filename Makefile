@@ -1,5 +1,6 @@
 # `make book` renders what is committed, `make test` proves it, `make run` executes the chapters anew, in place.
 # Each needs only Python >= 3.11 and make, and makes a virtual environment in .venv first.
+# `make lowest` and `make newest` run the package's tests with the oldest versions that it allows, and with the newest.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,14 +10,16 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: book test lint run clean
+.PHONY: book test lint run lowest newest clean
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build -W -n --keep-going .
 	@echo "Open _build/html/index.html in a browser."
 
+# The library's tests run by themselves, where what only the book needs cannot be imported.
 test: lint
-	$(BIN)/python -m pytest -n 2
+	MIGELIB_LIBRARY_ALONE=1 $(BIN)/python -m pytest -n 2 tests/library
+	$(BIN)/python -m pytest -n 2 tests/laboratory tests/book book
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -25,8 +28,17 @@ lint: $(INSTALLED)
 run: $(INSTALLED)
 	$(BIN)/jupyter execute --inplace book/*.ipynb
 
+lowest: RESOLUTION = lowest-direct
+newest: RESOLUTION = highest
+lowest newest:
+	$(PYTHON) -m venv .venv-$@
+	.venv-$@/bin/python -m pip install --quiet uv
+	.venv-$@/bin/uv pip install --python .venv-$@/bin/python --resolution $(RESOLUTION) --editable '.[test]'
+	MIGELIB_LIBRARY_ALONE=1 .venv-$@/bin/python -m pytest -n 2 tests/library
+	.venv-$@/bin/python -m pytest -n 2 tests/laboratory
+
 clean:
-	rm -rf .venv _build
+	rm -rf .venv .venv-lowest .venv-newest _build
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
