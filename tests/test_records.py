@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -283,67 +282,3 @@ def test_committed_records_are_sound(pair):
 
 def test_every_experiment_has_a_quick_record():
     assert {name for name, profile in records.available() if profile == "quick"} == set(experiments.NAMES)
-
-
-def test_the_readme_quotes_the_records():
-    """Its phrases are made here anew, so that a new record cannot leave an old number behind."""
-    accuracy, vi, images, bottleneck, autoencoder = (
-        records.load(*name)
-        for name in (
-            ("accuracy", "cpu"),
-            ("implicit_vi", "cpu"),
-            ("infomax", "cpu-large"),
-            ("bottleneck", "cpu-large"),
-            ("autoencoder", "cpu"),
-        )
-    )
-    phrases = []
-    for method in ("ssge-paper", "default", "exact"):
-        errors = [accuracy[f"{method}/toy-d{d}-n256/relative_error"].mean for d in (8, 16, 32)]
-        phrases.append(" | ".join(f"{error:.3f}" for error in errors))
-    tasks = accuracy.config["peer_tasks"]
-
-    def multiple(method):
-        return statistics.geometric_mean(accuracy[f"{method}/{t}-d8-n256/floor_multiple"].mean for t in tasks)
-
-    phrases.append(f"default's error is {multiple('default'):.1f} times")
-    phrases.append(f"{multiple('ssge-paper'):.1f} times, and")
-    ran = {name.split("/")[0] for name in accuracy.quantities if f"/{tasks[0]}-d8-" in name}
-    trained = [name for name in ran if name.startswith(("infonce", "jsd", "smile", "club", "mine"))]
-    phrases.append(f"bound {min(map(multiple, trained)):.1f} times")
-    for method, start in (("ege", "within"), ("ssge-paper", "setting")):
-        kl = [q.mean for name, q in vi.quantities.items() if name.startswith(f"{method}/") and name.endswith("/kl")]
-        phrases.append(f"{start} {min(kl):.2f} to {max(kl):.2f}")
-    for method, label in {
-        "mige": " with the paper's recipe",
-        "jsd": " with Deep InfoMax",
-        "infonce": " with InfoNCE",
-        "mige-moments": " with a better projection",
-    }.items():
-        phrases.append(f"{images[f'{method}/y/probe_accuracy'].mean:.1f} %{label}")
-    for method, label in {
-        "mige-classes": " % test error with a score",
-        "vib": " % with VIB",
-        "stochastic": " % with noise alone",
-        "mige-marginal": " %)",
-    }.items():
-        phrases.append(f"{bottleneck[f'{method}/mnist/test_error'].mean:.2f}{label}")
-    longer = records.load("bottleneck", "cpu-long")
-    first, second = (longer[f"{method}/mnist/test_error"].mean for method in ("mige-classes", "vib"))
-    phrases.append(f"reversed: {first:.2f} and {second:.2f} %")
-    noisy = records.load("bottleneck", "cpu-layers")
-    for method, label in {
-        "stochastic": " % without a penalty",
-        "vib": " % with VIB's",
-        "mige-classes": " % with the score's",
-    }.items():
-        phrases.append(f"{noisy[f'{method}/mnist/test_error'].mean:.2f}{label}")
-    loss = {
-        name.split("/")[0]: autoencoder[name].mean
-        for name in sorted(autoencoder.quantities, key=lambda name: -autoencoder[name].mean)
-        if "/d32-" in name and name.endswith("/reconstruction")
-    }
-    discrepancy = min(value for name, value in loss.items() if name.startswith("wae-mmd"))
-    phrases.append(f"reconstruct to {loss['ege']:.0f} nats, by discrepancies to {discrepancy:.0f}")
-    readme = " ".join((BOOK.parent / "README.md").read_text().split())
-    assert [phrase for phrase in phrases if phrase not in readme] == []
