@@ -43,7 +43,8 @@ def get(name: str) -> ModuleType:
 def stream(seed: int, *label: object) -> torch.Generator:
     """Return a CPU generator for one part of an experiment: independent for every seed and label, on any device."""
     entropy = (seed, zlib.crc32(repr(label).encode()))
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state >> 1)  # of a Python int: NumPy 1 cannot shift a uint64 by one
 
 
 def seeded(build: Callable[[], Any], seed: int) -> Any:
