@@ -9,14 +9,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FAR = 128  # half the samples' extent in kernel widths: beyond, float32 loses 1e-3 and more of near samples' distances
+
+
+def half_extent(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 d"]:
+    """Half of each coordinate's range, held fixed."""
+    samples = samples.detach()
+    return samples.amax(-2, keepdim=True) / 2 - samples.amin(-2, keepdim=True) / 2  # the range itself may overflow
+
+
+def power_of_two(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Powers of two in (x, 2 x] for positive x, else one: to divide by them is exact, and keeps squares in range."""
+    return torch.where(values > 0, values / values.frexp().mantissa, torch.ones_like(values))
+
+
+def unit(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 1"]:
+    """A power of two of the samples' extent."""
+    return power_of_two(half_extent(samples).amax(-1, keepdim=True))
+
+
+def centre(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 d"]:
+    """Median of some fifteen samples, held fixed: not their mean, lest one far sample cost the others their digits."""
+    step = max(1, samples.shape[-2] // 15)
+    return samples.detach()[..., ::step, :].median(-2, keepdim=True).values
+
 
 def squared_distances(x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch n m"]:
     r"""Pairwise squared Euclidean distances :math:`\|x_i - y_j\|^2` from one matrix product.
 
-    Both sets are first shifted by the mean of `y`: distances do not change, and the expansion
+    Both sets are first shifted by a centre of `y`: distances do not change, and the expansion
     :math:`\|x\|^2 + \|y\|^2 - 2 x^\top y` then loses no digits to a common offset.
     """
-    offset = y.mean(-2, keepdim=True).detach()
+    offset = centre(y)
     x, y = x - offset, y - offset
     squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
     return (squares - 2 * x @ y.mT).clamp_min(0)
@@ -33,30 +57,42 @@ def median_distance(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*bat
         In the units of the samples; 0 where at least half of the pairs coincide.
     """
     # Not from one matrix product: between equal samples that leaves rounding, which would pass for a width.
+    scale = unit(samples)
+    samples = samples / scale
     distances = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
-    return distances.kthvalue(distances.shape[-1] // 2 + 1, dim=-1).values
+    return distances.kthvalue(distances.shape[-1] // 2 + 1, dim=-1).values * scale[..., 0, 0]
 
 
-def kernel_width(
+def with_width(
     samples: Float[Tensor, "*batch n d"], width: float | None, median_factor: float = 1.0
-) -> Float[Tensor, "*batch"]:
-    """The given width, or the median distance times the factor; ValueError where that is 0."""
-    if width is not None:
-        return samples.new_full(samples.shape[:-2], width)
-    found = median_distance(samples)
+) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch"]]:
+    """Samples and kernel width, the given one or the median distance times the factor.
+
+    Both in float64 where some sample lies so far off that float32 would lose the others' distances.
+
+    Raises
+    ------
+    ValueError
+        If the median distance is 0 and no width is given.
+    """
+    found = median_factor * median_distance(samples) if width is None else samples.new_full(samples.shape[:-2], width)
+    if samples.dtype == torch.float32 and bool((half_extent(samples).amax((-2, -1)) / FAR > found).any()):
+        return with_width(samples.double(), width, median_factor)
     if bool((found == 0).any()):
         raise ValueError(
             f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
             "is 0 and no kernel width; pass width=..."
         )
-    return median_factor * found
+    return samples, found
 
 
 def rbf(
     x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"], width: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch n m"]:
     r"""Gram matrix of the RBF kernel of width :math:`\sigma`, :math:`k(x, y) = \exp(-\|x - y\|^2 / 2 \sigma^2)`."""
-    return torch.exp(-squared_distances(x, y) / (2 * width[..., None, None].square()))
+    width = width[..., None, None]
+    scale = power_of_two(width)
+    return torch.exp(-squared_distances(x / scale, y / scale) / (2 * (width / scale).square()))
 
 
 def rbf_mean_gradient(
@@ -67,7 +103,7 @@ def rbf_mean_gradient(
     In matrix form :math:`\frac{1}{n \sigma^2} (\mathrm{diag}(K 1) X - K X)`: one matrix product, and no tensor of
     size n x n x d.
     """
-    centred = samples - samples.mean(-2, keepdim=True)  # a common offset cancels in exact arithmetic only
+    centred = samples - centre(samples)  # a common offset cancels in exact arithmetic only
     n = samples.shape[-2]
     return (gram.sum(-1, keepdim=True) * centred - gram @ centred) / (n * width[..., None, None].square())
 
@@ -129,7 +165,7 @@ class VectorKernel:
         kernel: str,
         curl_free: bool,
     ) -> None:
-        offset = samples.mean(-2, keepdim=True)  # differences alone matter; without an offset they keep their digits
+        offset = centre(samples)  # differences alone matter; without an offset they keep their digits
         # In units of the width: the fourth derivative, of the order of its eighth inverse power, stays in range.
         self.width = width[..., None]
         self.points, self.samples = ((part - offset) / self.width[..., None] for part in (points, samples))
@@ -160,9 +196,9 @@ class VectorKernel:
     def stein_divergence(self) -> Float[Tensor, "*batch m"]:
         """Divergence of `stein` in the points."""
         if not self.curl_free:
-            return -(2 * self.dim * self.f[1] + 4 * self.squares * self.f[2]).mean(-1) / self.width.square()
+            return -(2 * self.dim * self.f[1] + 4 * self.squares * self.f[2]).mean(-1) / self.width / self.width
         slope = 8 * self.f[3] + 8 * self.squares * self.f[4] + 4 * (self.dim + 2) * self.f[3]
-        return (self.dim * self._h() + 2 * self.squares * slope).mean(-1) / self.width.square()
+        return (self.dim * self._h() + 2 * self.squares * slope).mean(-1) / self.width / self.width
 
     def _along(self, c: Tensor) -> Tensor:
         """delta_ij . c_j, [*batch, m, n]."""

@@ -1,23 +1,43 @@
 r"""Surrogates: scalars whose *gradients* estimate those of information measures.
 
-A surrogate's value means nothing; only its backward pass does. Each has the form :math:`\frac1n \sum_i s_i \cdot z_i`
-with the estimated score :math:`s_i` held fixed, so that back-propagation gives
-:math:`\frac1n \sum_i s_i \cdot \partial z_i / \partial \theta`.
+A surrogate's value means nothing; only its first derivatives do. Each has the form
+:math:`\frac1n \sum_i s_i \cdot z_i` with the estimated score :math:`s_i` held fixed, so that back-propagation gives
+:math:`\frac1n \sum_i s_i \cdot \partial z_i / \partial \theta`, and forward mode the same along a tangent.
+
+A second derivative is wrong, as the score's own is not in it. `torch.compile` leaves a surrogate out of its graph. In
+inference mode a surrogate returns its value. `torch.func.vmap` raises; the batch axes are there instead.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .scores import DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores.base import outside_inference_mode
 from .validation import check_log_prob, check_pair, check_samples, check_spread
 
 
+def outside_graphs(function: Callable) -> Callable:
+    """Leave a function out of the graphs of `torch.compile`: what is fitted is not differentiated, nor of one shape."""
+
+    @wraps(function)
+    def guarded(*args: object, **kwargs: object) -> Tensor:
+        # The compiler takes seconds to import, and is there where it is in use.
+        eager = torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+        return eager(*args, **kwargs)
+
+    return guarded
+
+
+@outside_graphs
 def entropy_surrogate(
     z: Float[Tensor, "*batch n d"], estimator: ScoreEstimator | str | None = None
 ) -> Float[Tensor, ""]:
@@ -49,10 +69,10 @@ def entropy_surrogate(
     estimator = as_estimator(estimator)
     check_samples(z, "z")
     check_spread(z, "z")
-    fixed = z.detach()
-    return _contract(-_score_at(estimator, fixed), z)
+    return _contract(-_score_at(estimator, z), z)
 
 
+@outside_graphs
 def mutual_information_surrogate(
     x: Float[Tensor, "*batch n p"],
     z: Float[Tensor, "*batch n q"],
@@ -93,6 +113,7 @@ def mutual_information_surrogate(
     return _information(estimator, x, z)
 
 
+@outside_graphs
 def conditional_entropy_surrogate(
     z: Float[Tensor, "*batch n q"],
     given: Float[Tensor, "*batch n r"],
@@ -133,6 +154,7 @@ def conditional_entropy_surrogate(
     return _entropy(estimator, z, given) - _entropy(estimator, given)
 
 
+@outside_graphs
 def conditional_mutual_information_surrogate(
     x: Float[Tensor, "*batch n p"],
     z: Float[Tensor, "*batch n q"],
@@ -172,7 +194,7 @@ def conditional_mutual_information_surrogate(
     for variable, name in ((x, "x"), (z, "z"), (given, "given")):
         check_spread(variable, name)
     if isinstance(estimator, PairScoreEstimator):
-        if x.requires_grad and not z.requires_grad:
+        if _needs_gradient(x) and not _needs_gradient(z):
             x, z = z, x  # then I(x; w) depends on no parameter of x
         return _information(estimator, x, torch.cat([z, given], dim=-1)) - _information(estimator, x, given)
     return (
@@ -183,6 +205,7 @@ def conditional_mutual_information_surrogate(
     )
 
 
+@outside_graphs
 def total_correlation_surrogate(
     z: Float[Tensor, "*batch n d"], estimator: ScoreEstimator | str | None = None
 ) -> Float[Tensor, ""]:
@@ -224,6 +247,7 @@ def total_correlation_surrogate(
     return _entropy(estimator, coordinates) - _entropy(estimator, z)
 
 
+@outside_graphs
 def kl_surrogate(
     z: Float[Tensor, "*batch n d"],
     log_prob: Callable[[Float[Tensor, "*batch n d"]], Float[Tensor, "*batch n"]],
@@ -270,28 +294,37 @@ def kl_surrogate(
 def _entropy(estimator: ScoreEstimator, *variables: Float[Tensor, "*batch n _"]) -> Float[Tensor, ""]:
     """EGE surrogate of the variables' joint entropy; zero, and no score fitted, where none requires a gradient."""
     z = torch.cat(variables, dim=-1)
-    if not z.requires_grad:
+    if not _needs_gradient(z):
         return z.new_zeros(())
-    fixed = z.detach()
-    return _contract(-_score_at(estimator, fixed), z)
+    return _contract(-_score_at(estimator, z), z)
 
 
-def _score_at(estimator: ScoreEstimator, fixed: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-    """Score at the samples it is fitted to, without autocast: Gram matrices do not survive half precision."""
-    with torch.autocast(fixed.device.type, enabled=False):
-        return estimator.fit(fixed)(fixed)
+def _needs_gradient(z: Tensor) -> bool:
+    """Whether a derivative may be asked for: in reverse mode, or, where there is a tangent, in forward mode."""
+    return z.requires_grad or forward_ad.unpack_dual(z).tangent is not None
+
+
+def _score_at(estimator: ScoreEstimator, z: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+    """Score at the samples it is fitted to."""
+    return _held_fixed(lambda fixed: estimator.fit(fixed)(fixed), z)
+
+
+def _held_fixed(function: Callable, *variables: Float[Tensor, "*batch n _"]) -> Tensor | tuple[Tensor, ...]:
+    """What the function returns for copies without gradient or tangent, outside inference mode and autocast."""
+    # Gram matrices do not survive half precision, and a network is not trained in inference mode.
+    with outside_inference_mode(), torch.autocast(variables[0].device.type, enabled=False):
+        return function(*(variable.detach().clone() for variable in variables))
 
 
 def _information(
     estimator: ScoreEstimator, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]
 ) -> Float[Tensor, ""]:
     """MIGE surrogate of I(x; z); zero, and no score fitted, where neither requires a gradient."""
-    if not (x.requires_grad or z.requires_grad):
+    if not (_needs_gradient(x) or _needs_gradient(z)):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
-        with torch.autocast(z.device.type, enabled=False):
-            differences = estimator.fit_pair(x.detach(), z.detach())
-        parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if v.requires_grad]
+        differences = _held_fixed(estimator.fit_pair, x, z)
+        parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if _needs_gradient(v)]
         return sum(parts, z.new_zeros(()))
     return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,3 +36,8 @@ class PairScoreEstimator(Protocol):
     ) -> tuple[Float[Tensor, "*batch n p"], Float[Tensor, "*batch n q"]]:
         """Return joint minus marginal score at the paired samples, the parts for x and for z."""
         ...
+
+
+def outside_inference_mode() -> AbstractContextManager:
+    """Leave inference mode, where nothing can be trained or differentiated; its tensors are to be cloned first."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

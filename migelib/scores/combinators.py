@@ -9,17 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..kernels import unit
 from ..transforms import FittedMap, Transform
-from ..validation import check_count, check_samples, check_spread
-from .base import ScoreEstimator, ScoreFunction
+from ..validation import check_count, check_points, check_samples, check_spread
+from .base import ScoreEstimator, ScoreFunction, outside_inference_mode
 
 
 def score_divergence(score: ScoreFunction, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
     """Divergence of a score: its own closed form, or else automatic differentiation, one pass a coordinate."""
     if hasattr(score, "divergence"):
         return score.divergence(points)
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
+    with outside_inference_mode(), torch.enable_grad():
+        points = points.detach().clone().requires_grad_()
         values = score(points)
         total = torch.zeros_like(values[..., 0])
         for i in range(points.shape[-1]):
@@ -126,9 +127,10 @@ class Transformed:
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> TransformedScore:
         """Fit the map, then the score, to samples [*batch, n, d]; raises what they raise."""
         check_samples(samples)
-        samples = samples.detach()
+        scale = unit(samples).expand_as(samples[..., :1, :])
+        samples = samples.detach() / scale
         fitted = self.transform.fit(samples)
-        return TransformedScore(fitted, self.estimator.fit(fitted(samples)))
+        return TransformedScore(fitted, self.estimator.fit(fitted(samples)), scale)
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,23 @@ class TransformedScore:
     Attributes
     ----------
     transform : FittedMap
-        T.
+        T, of points in the unit.
     score : ScoreFunction
         The score of u.
+    unit : Tensor [*batch, 1, d]
+        A power of two of the samples' extent, so that their squares stay in range.
     """
 
     transform: FittedMap
     score: ScoreFunction
+    unit: Float[Tensor, "*batch 1 d"]
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
+        check_points(points, self.unit)
+        points = points / self.unit
         mapped = self.score(self.transform(points))
-        return self.transform.pull_back(points, mapped) + self.transform.log_det_gradient(points)
+        return (self.transform.pull_back(points, mapped) + self.transform.log_det_gradient(points)) / self.unit
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,6 @@ class Selected:
             _check_estimator(candidate, "candidates")
         check_count(self.folds, "folds", 2)
 
-    @torch.no_grad()
     def losses(self, samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "k *batch"]:
         """Held-out loss of every candidate, one row each.
 
@@ -197,12 +203,16 @@ class Selected:
         """
         check_samples(samples)
         check_spread(samples)
-        samples = samples.detach()
         n = samples.shape[-2]
         if n < 2 * self.folds:
             raise ValueError(
                 f"samples: expected at least 2 x folds = {2 * self.folds}, got shape {tuple(samples.shape)}"
             )
+        with outside_inference_mode(), torch.no_grad():  # a candidate's divergence may be found by differentiation
+            return self._losses(samples.detach().clone())
+
+    def _losses(self, samples: Tensor) -> Tensor:
+        n = samples.shape[-2]
         fold = torch.arange(n, device=samples.device) % self.folds
         losses = samples.new_zeros(len(self.candidates), *samples.shape[:-2])
         for held_out in range(self.folds):
@@ -215,7 +225,8 @@ class Selected:
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> SelectedScore:
         """Choose, then fit the choice to samples [*batch, n, d]; raises as `losses` does."""
-        losses = self.losses(samples)
+        check_samples(samples)
+        losses = self.losses(samples / unit(samples))  # their order does not depend on the unit
         choice = torch.where(torch.isfinite(losses), losses, torch.inf).argmin(0)
         used = sorted(set(choice.flatten().tolist()))
         return SelectedScore({i: self.candidates[i].fit(samples.detach()) for i in used}, choice)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..kernels import unit
 from ..validation import check_points, check_samples, check_spread
 
 
@@ -75,7 +76,9 @@ class GaussianScore:
         check_spread(samples)
         samples = samples.detach()
         n, dim = samples.shape[-2:]
-        shifted = samples - samples[..., :1, :]  # a constant coordinate then has no variance, not one of rounding
+        scale = unit(samples)
+        # A constant coordinate then has no variance, not one of rounding.
+        shifted = (samples - samples[..., :1, :]) / scale
         mean = shifted.mean(-2, keepdim=True)
         covariance = shrunk_covariance(shifted - mean, self.shrinkage)
         factor, failed = torch.linalg.cholesky_ex(covariance)
@@ -91,7 +94,7 @@ class GaussianScore:
                 f"samples: expected an invertible covariance, which needs n > d (or shrinkage) and no constant or "
                 f"linearly dependent coordinates, got shape {tuple(samples.shape)}"
             )
-        return AffineScore(mean + samples[..., :1, :], torch.cholesky_inverse(factor))
+        return AffineScore(mean * scale + samples[..., :1, :], torch.cholesky_inverse(factor), scale)
 
 
 def shrunk_covariance(
@@ -133,19 +136,23 @@ class AffineScore:
     mean : Tensor [*batch, 1, d]
         :math:`\hat\mu`.
     precision : Tensor [*batch, d, d]
-        :math:`\hat\Sigma^{-1}`.
+        :math:`u^2\, \hat\Sigma^{-1}`.
+    unit : Tensor [*batch, 1, 1]
+        :math:`u`, a power of two of the samples' extent, so that the precision stays in range.
     """
 
     mean: Float[Tensor, "*batch 1 d"]
     precision: Float[Tensor, "*batch d d"]
+    unit: Float[Tensor, "*batch 1 1"]
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.mean)
-        return -(points - self.mean) @ self.precision
+        return -((points - self.mean) / self.unit) @ self.precision / self.unit
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         r"""Divergence of the score at points [*batch, m, d]: :math:`-\mathrm{tr}\, \hat\Sigma^{-1}` everywhere."""
         check_points(points, self.mean)
         trace = self.precision.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        trace = trace / self.unit[..., 0] / self.unit[..., 0]
         return -trace.expand(points.shape[:-1])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..kernels import squared_distances
+from ..kernels import centre, power_of_two, squared_distances, unit
 from ..validation import check_points, check_positive, check_samples, check_spread
 
 
@@ -52,7 +52,8 @@ class KDE:
         samples = samples.detach().clone()
         n, dim = samples.shape[-2:]
         if self.width is None:
-            width = samples.var(-2).mean(-1).sqrt() * n ** (-1 / (dim + 4))
+            scale = unit(samples)  # the variance itself may be out of range
+            width = (samples / scale).var(-2).mean(-1).sqrt() * scale[..., 0, 0] * n ** (-1 / (dim + 4))
         else:
             width = samples.new_full(samples.shape[:-2], self.width)
         return DensityScore(samples, width)
@@ -76,17 +77,21 @@ class DensityScore:
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         weights = self._weights(points)
-        offset = self.samples.mean(-2, keepdim=True)  # of the samples and the points alike, so that digits are kept
-        return (weights @ (self.samples - offset) - (points - offset)) / self.width[..., None, None].square()
+        offset = centre(self.samples)  # of the samples and the points alike, so that digits are kept
+        width = self.width[..., None, None]
+        return (weights @ (self.samples - offset) - (points - offset)) / width / width
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d], in closed form."""
         weights = self._weights(points)
-        centred = self.samples - self.samples.mean(-2, keepdim=True)  # a variance: keep its digits
+        width = self.width[..., None]
+        centred = (self.samples - centre(self.samples)) / width[..., None]  # a variance: keep its digits
         variance = (weights @ centred.square().sum(-1, keepdim=True))[..., 0] - (weights @ centred).square().sum(-1)
-        h2 = self.width[..., None].square()
-        return (variance / h2 - points.shape[-1]) / h2
+        return (variance - points.shape[-1]) / width / width
 
     def _weights(self, points: Tensor) -> Tensor:
         check_points(points, self.samples)
-        return torch.softmax(-squared_distances(points, self.samples) / (2 * self.width[..., None, None] ** 2), dim=-1)
+        width = self.width[..., None, None]
+        scale = power_of_two(width)
+        squares = squared_distances(points / scale, self.samples / scale)
+        return torch.softmax(-squares / (2 * (width / scale).square()), dim=-1)

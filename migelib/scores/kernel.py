@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..kernels import RADIAL_KERNELS, VectorKernel, kernel_width
+from ..kernels import RADIAL_KERNELS, VectorKernel, power_of_two, with_width
 from ..validation import (
     check_count,
     check_fraction,
@@ -132,17 +132,17 @@ class KernelEstimator:
     def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
         check_samples(samples)
         check_spread(samples)
-        samples = samples.detach().clone()
-        n = samples.shape[-2]
-        width = kernel_width(samples, self.width, self.median_factor)
+        dtype, n = samples.dtype, samples.shape[-2]
+        samples, width = with_width(samples.detach().clone(), self.width, self.median_factor)
         kernel = VectorKernel(samples, samples, width, self.kernel, self.curl_free)
         target = kernel.stein()
         if base is not None:
+            base = base.to(samples)
             target = target + kernel.apply(base) / n
         weight, coefficients = self._solve(kernel, target)
         if base is not None:
             coefficients = coefficients + weight / n * base
-        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, samples.dtype)
+        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, dtype)
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         """Weight a and coefficients c with -g(L) zeta = a zeta + sum_j K(., x_j) c_j, from zeta's values."""
@@ -256,8 +256,9 @@ class Tikhonov(KernelEstimator):
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         n = target.shape[-2]
         if kernel.curl_free:
-            solution = _conjugate_gradients(
-                lambda c: kernel.apply(c) + n * self.ridge * c, target, self.tolerance, self.max_steps
+            scale = power_of_two(target.abs().amax((-2, -1), keepdim=True))  # the squared residual may be out of range
+            solution = scale * _conjugate_gradients(
+                lambda c: kernel.apply(c) + n * self.ridge * c, target / scale, self.tolerance, self.max_steps
             )
         else:
             damped = kernel.f[0] + n * self.ridge * torch.eye(n, dtype=target.dtype, device=target.device)

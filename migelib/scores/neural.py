@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..kernels import half_extent, power_of_two
 from ..validation import check_count, check_pair, check_points, check_positive_required, check_samples, check_spread
+from .base import outside_inference_mode
 
 
 class DenoisingNetwork(nn.Module):
@@ -69,7 +71,8 @@ class DenoisingScore:
 
     Without a `state` every `fit` trains a new network from the same seed, and the same samples give the same score.
     With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model.
-    Samples are standardised, coordinate by coordinate. Derived in :doc:`/book/07_score_estimators`.
+    Samples are standardised, coordinate by coordinate. In inference mode it trains all the same; inside a transform of
+    `torch.func` it cannot, and raises RuntimeError. Derived in :doc:`/book/07_score_estimators`.
 
     Parameters
     ----------
@@ -145,18 +148,26 @@ class DenoisingScore:
     def _fit(self, samples: Tensor, state: DenoisingState, role: str) -> NeuralScore:
         check_samples(samples)
         check_spread(samples)
-        samples = samples.detach()
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "DenoisingScore: expected no transform of torch.func around it, where networks cannot be trained; "
+                "differentiate by torch.autograd, in reverse mode or by forward_ad, or use another estimator"
+            )
+        with outside_inference_mode(), torch.enable_grad():
+            return self._trained(samples.detach().clone(), state, role)
+
+    def _trained(self, samples: Tensor, state: DenoisingState, role: str) -> NeuralScore:
         if state.generator is None:
             state.generator = torch.Generator().manual_seed(self.seed)
         first = samples[..., :1, :]  # what is left of a coordinate without spread is zero, not rounding
         centred = samples - first
         mean = first + centred.mean(-2, keepdim=True)
-        scale = (centred - centred.mean(-2, keepdim=True)).square().mean(-2, keepdim=True).sqrt()
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        units = power_of_two(half_extent(samples))  # the square itself may be out of range
+        scale = ((centred - centred.mean(-2, keepdim=True)) / units).square().mean(-2, keepdim=True).sqrt()
+        scale = torch.where(scale > 0, scale * units, torch.ones_like(scale))
         n, dim = samples.shape[-2:]
         entries = ((samples - mean) / scale).reshape(-1, n, dim)
-        with torch.enable_grad():
-            trained = [self._train(entry, state, (role, dim, index)) for index, entry in enumerate(entries)]
+        trained = [self._train(entry, state, (role, dim, index)) for index, entry in enumerate(entries)]
         return NeuralScore(mean, scale, tuple(trained))
 
     def _train(self, samples: Tensor, state: DenoisingState, key: tuple) -> DenoisingNetwork:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import VectorKernel, kernel_width, rbf, rbf_mean_gradient
+from ..kernels import VectorKernel, power_of_two, rbf, rbf_mean_gradient, with_width
 from ..validation import (
     check_fraction,
     check_points,
@@ -118,8 +118,15 @@ class SSGE:
             raise ValueError(
                 f"n_eigen: expected at most n = {n} for samples {tuple(samples.shape)}, got {self.n_eigen}"
             )
-        samples = samples.detach().clone()
-        width = kernel_width(samples, self.width, self.median_factor)
+        dtype = samples.dtype
+        samples, width = with_width(samples.detach().clone(), self.width, self.median_factor)
+        scale = power_of_two(width)[..., None, None]  # squares of widths and scores would not stay in range
+        fitted = self._coefficients(samples / scale, width / scale[..., 0, 0], None if base is None else base * scale)
+        return SpectralScore(samples, width, fitted[0] / scale, fitted[1], dtype)
+
+    def _coefficients(self, samples: Tensor, width: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Coefficients of the score, and how many eigenvalues were kept."""
+        n = samples.shape[-2]
         gram = rbf(samples, samples, width)
         eigenvalues, eigenvectors = torch.linalg.eigh(gram)  # ascending
         keep = self._kept(eigenvalues)
@@ -134,7 +141,7 @@ class SSGE:
             variance = (_mean_squares(samples, base, gram, width, eigenvectors, inverse) - beta_squares) / n
             inverse_squares = inverse_squares * (1 - variance / beta_squares.clamp_min(1e-30)).clamp(0, 1)
         coefficients = -n * eigenvectors @ (inverse_squares[..., None] * projected)
-        return SpectralScore(samples, width, coefficients, keep.sum(-1))
+        return coefficients, keep.sum(-1)
 
     def _kept(self, eigenvalues: Float[Tensor, "*batch n"]) -> Tensor:
         n = eigenvalues.shape[-1]
@@ -195,19 +202,23 @@ class SpectralScore:
         The vectors :math:`c_j`.
     n_eigen : Tensor [*batch]
         How many eigenvalues were kept.
+    dtype : torch.dtype
+        Of the points and of the scores; everything is computed in the precision of `samples`.
     """
 
     samples: Float[Tensor, "*batch n d"]
     width: Float[Tensor, "*batch"]
     coefficients: Float[Tensor, "*batch n d"]
     n_eigen: Int[Tensor, "*batch"]
+    dtype: torch.dtype
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
-        check_points(points, self.samples)
-        return rbf(points, self.samples, self.width) @ self.coefficients
+        check_points(points, self.samples.to(self.dtype))
+        return (rbf(points.to(self.samples), self.samples, self.width) @ self.coefficients).to(self.dtype)
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d], in closed form."""
-        check_points(points, self.samples)
-        return VectorKernel(points, self.samples, self.width, "rbf", False).divergence(self.coefficients)
+        check_points(points, self.samples.to(self.dtype))
+        kernel = VectorKernel(points.to(self.samples), self.samples, self.width, "rbf", False)
+        return kernel.divergence(self.coefficients).to(self.dtype)

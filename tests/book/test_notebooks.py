@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,17 @@ def test_every_chapter_is_in_the_table_of_contents():
     listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
     assert {f"book/{path.stem}" for path in NOTEBOOKS} <= listed
     assert all(list(ROOT.glob(f"{name}.*")) for name in listed)
+
+
+def test_no_test_depends_on_wall_time():
+    """A clone on a busy machine once failed at a limit of 600 s. Hypothesis and nbval have limits unless told."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    options = project["tool"]["pytest"]["ini_options"]
+    assert {"--nbval-cell-timeout=-1", "--nbval-kernel-startup-timeout=inf"} <= set(options["addopts"])
+    assert "timeout" not in options
+    assert "pytest-timeout" not in (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
+    clocks = re.compile(r"\b(?:perf_counter|monotonic|time\.time|mark\.timeout)\b")
+    for path in Path(__file__).parent.glob("test_*.py"):
+        source = path.read_text()
+        assert path == Path(__file__) or not clocks.search(source), path
+        assert source.count("@given") <= source.count("deadline=None"), path

@@ -8,7 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # On a GPU each of these waits for the device: the host needs a value, or a shape that only the data tell.
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_dim", "equal")
+READS = (
+    *("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_dim", "equal"),
+    "_linalg_check_errors",  # of solve, cholesky and others; their _ex variants leave it out
+)
 
 
 class HostReads(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""The library alone: with MIGELIB_LIBRARY_ALONE set, what only the book and its experiments need is as if not installed."""
+"""With MIGELIB_LIBRARY_ALONE set, what only the book and its experiments need is as if not installed."""
 
 import os
 import sys
