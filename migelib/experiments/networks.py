@@ -1,6 +1,6 @@
 """Networks that several experiments, or a reader's own, may use.
 
-Explained in :doc:`/book/11_infomax`.
+Explained in :doc:`/book/infomax`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DeepInfoMaxEncoder(nn.Module):
     """Encoder of Deep InfoMax for small images [Hjelm et al., ICLR 2019]: convolutions, one hidden layer, Y.
 
     Every convolution is 4 x 4 with stride 2, without a bias, and followed by batch normalisation and ReLU, as is the
-    hidden layer; Y is linear. Explained in :doc:`/book/11_infomax`.
+    hidden layer; Y is linear. Explained in :doc:`/book/infomax`.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class PatchFeatures(nn.Module):
 
     The filters are random patches of the images, whitened; a response above a threshold counts, and its mean over each
     cell of a grid is a feature [Coates, Ng & Lee, AISTATS 2011; Coates & Ng, ICML 2011]. Features are standardised
-    over the images. Explained in :doc:`/book/11_infomax`.
+    over the images. Explained in :doc:`/book/infomax`.
 
     Parameters
     ----------

@@ -57,8 +57,8 @@ class Stack:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Evaluate every network at its own row of the inputs [seeds, ...]; so are the outputs."""
-        if len(self) == 1:  # the plain call, which is faster
-            state = ({k: v[0] for k, v in self.weights.items()}, {k: v[0] for k, v in self.buffers.items()})
+        if len(self) == 1:  # the plain call, which is faster; squeezed, since an index would copy its gradient
+            state = tuple({k: v.squeeze(0) for k, v in part.items()} for part in (self.weights, self.buffers))
             outputs = torch.func.functional_call(self._skeleton, state, tuple(x[0] for x in inputs))
             return pytree.tree_map(lambda y: y[None], outputs)
         return torch.func.vmap(self._one)(self.weights, self.buffers, *inputs)

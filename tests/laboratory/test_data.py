@@ -61,6 +61,17 @@ def test_the_embedded_subset():
     assert torch.equal(mnist.x_train, data.load_mnist_5k().x_train)
 
 
+def test_images_for_networks_are_the_chosen_ones_with_values_up_to_one():
+    mnist, some = data.load("mnist_5k"), torch.tensor([5, 3])
+    images = data.load_images("mnist_5k", train=some, test=slice(0, 7))
+    torch.testing.assert_close(images.x_train * 255, mnist.x_train[some].float())
+    assert images.x_train.max() == 1
+    assert torch.equal(images.y_train, mnist.y_train[some])
+    assert torch.equal(images.y_test, mnist.y_test[:7])
+    assert images.x_test.shape == (7, 1, 28, 28)
+    assert len(data.load_images("mnist_5k").y_train) == 4000
+
+
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3)])
 def test_a_file_in_the_data_folder_comes_first(monkeypatch, tmp_path, shape):
     train, test = pixels(3, *shape), pixels(2, *shape)
