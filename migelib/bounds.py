@@ -193,7 +193,7 @@ def smile(critic: Float[Tensor, "*batch n n"], tau: float | None = 5.0) -> Float
     ValueError
         If `critic` is not a stack of square matrices of at least two rows, or `tau` is not positive.
     """
-    check_positive(tau, "tau")
+    check_positive(tau, "tau", optional=True)
     joint = _joint_mean(critic)
     return joint - log_mean_exp_product(critic if tau is None else critic.clamp(-tau, tau))
 

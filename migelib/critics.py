@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .validation import check_positive_required
+from .validation import check_positive
 
 
 def mlp(sizes: list[int]) -> nn.Sequential:
@@ -92,7 +92,7 @@ class GaussianConditional(nn.Module):
 
     def __init__(self, x_dim: int, z_dim: int, hidden: int = 256, log_variance_range: float = 5.0) -> None:
         super().__init__()
-        check_positive_required(log_variance_range, "log_variance_range")
+        check_positive(log_variance_range, "log_variance_range")
         self.mean = mlp([x_dim, hidden, z_dim])
         self.log_variance = mlp([x_dim, hidden, z_dim])
         self.log_variance_range = log_variance_range

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .validation import decide, require
+
 FAR = 128  # half the samples' extent in kernel widths: beyond, float32 loses 1e-3 and more of near samples' distances
 
 
@@ -76,13 +78,16 @@ def with_width(
         If the median distance is 0 and no width is given.
     """
     found = median_factor * median_distance(samples) if width is None else samples.new_full(samples.shape[:-2], width)
-    if samples.dtype == torch.float32 and bool((half_extent(samples).amax((-2, -1)) / FAR > found).any()):
-        return with_width(samples.double(), width, median_factor)
-    if bool((found == 0).any()):
-        raise ValueError(
+    far = (half_extent(samples).amax((-2, -1)) / FAR > found).any() & (samples.dtype == torch.float32)
+    require(
+        (found != 0).all() | far,
+        lambda: ValueError(
             f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
             "is 0 and no kernel width; pass width=..."
-        )
+        ),
+    )
+    if samples.dtype == torch.float32 and decide(far):
+        return with_width(samples.double(), width, median_factor)
     return samples, found
 
 

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .scores import DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores import ESTIMATORS, DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
 from .scores.base import outside_inference_mode
-from .validation import check_log_prob, check_pair, check_samples, check_spread
+from .validation import check_log_prob, check_pair, check_samples, check_spread, fused_checks, settle_checks
 
 
 def outside_graphs(function: Callable) -> Callable:
@@ -38,6 +38,7 @@ def outside_graphs(function: Callable) -> Callable:
 
 
 @outside_graphs
+@fused_checks()
 def entropy_surrogate(
     z: Float[Tensor, "*batch n d"], estimator: ScoreEstimator | str | None = None
 ) -> Float[Tensor, ""]:
@@ -73,6 +74,7 @@ def entropy_surrogate(
 
 
 @outside_graphs
+@fused_checks()
 def mutual_information_surrogate(
     x: Float[Tensor, "*batch n p"],
     z: Float[Tensor, "*batch n q"],
@@ -114,6 +116,7 @@ def mutual_information_surrogate(
 
 
 @outside_graphs
+@fused_checks()
 def conditional_entropy_surrogate(
     z: Float[Tensor, "*batch n q"],
     given: Float[Tensor, "*batch n r"],
@@ -155,6 +158,7 @@ def conditional_entropy_surrogate(
 
 
 @outside_graphs
+@fused_checks()
 def conditional_mutual_information_surrogate(
     x: Float[Tensor, "*batch n p"],
     z: Float[Tensor, "*batch n q"],
@@ -206,6 +210,7 @@ def conditional_mutual_information_surrogate(
 
 
 @outside_graphs
+@fused_checks()
 def total_correlation_surrogate(
     z: Float[Tensor, "*batch n d"], estimator: ScoreEstimator | str | None = None
 ) -> Float[Tensor, ""]:
@@ -248,6 +253,7 @@ def total_correlation_surrogate(
 
 
 @outside_graphs
+@fused_checks()
 def kl_surrogate(
     z: Float[Tensor, "*batch n d"],
     log_prob: Callable[[Float[Tensor, "*batch n d"]], Float[Tensor, "*batch n"]],
@@ -306,11 +312,15 @@ def _needs_gradient(z: Tensor) -> bool:
 
 def _score_at(estimator: ScoreEstimator, z: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
     """Score at the samples it is fitted to."""
-    return _held_fixed(lambda fixed: estimator.fit(fixed)(fixed), z)
+    return _held_fixed(estimator, lambda fixed: estimator.fit(fixed)(fixed), z)
 
 
-def _held_fixed(function: Callable, *variables: Float[Tensor, "*batch n _"]) -> Tensor | tuple[Tensor, ...]:
+def _held_fixed(
+    estimator: ScoreEstimator, function: Callable, *variables: Float[Tensor, "*batch n _"]
+) -> Tensor | tuple[Tensor, ...]:
     """What the function returns for copies without gradient or tangent, outside inference mode and autocast."""
+    if not isinstance(estimator, tuple(ESTIMATORS.values())):
+        settle_checks()  # somebody's own estimator, which may have a state, sees checked values only
     # Gram matrices do not survive half precision, and a network is not trained in inference mode.
     with outside_inference_mode(), torch.autocast(variables[0].device.type, enabled=False):
         return function(*(variable.detach().clone() for variable in variables))
@@ -323,7 +333,7 @@ def _information(
     if not (_needs_gradient(x) or _needs_gradient(z)):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
-        differences = _held_fixed(estimator.fit_pair, x, z)
+        differences = _held_fixed(estimator, estimator.fit_pair, x, z)
         parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if _needs_gradient(v)]
         return sum(parts, z.new_zeros(()))
     return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)

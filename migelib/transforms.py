@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .validation import check_count, check_points, check_positive_required, check_samples, check_spread
+from .validation import check_count, check_points, check_positive, check_samples, check_spread, fused_checks
 
 
 class FittedMap(Protocol):
@@ -66,8 +66,9 @@ class Whitening:
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_positive_required(self.floor, "floor")
+        check_positive(self.floor, "floor")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> AffineMap:
         """Fit to samples [*batch, n, d]; raises TypeError or ValueError if they are no spread of finite samples."""
@@ -148,6 +149,7 @@ class Gaussianise:
             raise ValueError(f"bandwidth: expected a number in (0, 1] or None, got {self.bandwidth!r}")
         check_count(self.centres, "centres", 4)
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> ElementwiseMap:
         """Fit to samples [*batch, n, d]; raises TypeError or ValueError if they are no spread of finite samples."""
@@ -291,6 +293,7 @@ class Composition:
         if not self.transforms:
             raise ValueError("transforms: expected at least one")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> ComposedMap:
         """Fit every transform to samples [*batch, n, d]; raises what they raise."""

@@ -1,11 +1,76 @@
-"""Checks of the arguments that users pass; the lowest layer, it imports nothing of ours."""
+"""Checks of the arguments that users pass; the lowest layer, it imports nothing of ours.
+
+To look at values means to wait for the device. So a call collects its checks of values (`fused_checks`), goes on, and
+reads all of them at once at its end, or where it has to decide something by values anyway.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
+
+
+class _Pending(threading.local):
+    checks: list[tuple[Tensor, Callable[[], Exception]]] | None = None
+
+
+_pending = _Pending()
+
+
+@contextmanager
+def fused_checks() -> Iterator[None]:
+    """Collect the checks of values inside and read them at once; also a decorator of functions.
+
+    Inside another such block the outer one reads them. Where something else fails first, as linear algebra does on NaN,
+    a check that failed is raised in its place.
+    """
+    if _pending.checks is not None:
+        yield
+        return
+    _pending.checks = []
+    try:
+        try:
+            yield
+        except Exception:
+            settle_checks()
+            raise
+        settle_checks()
+    finally:
+        _pending.checks = None
+
+
+def require(passed: Bool[Tensor, ""], error: Callable[[], Exception]) -> None:
+    """Raise the error unless `passed`: at once, or where `fused_checks` reads."""
+    if _pending.checks is not None:
+        _pending.checks.append((passed.detach(), error))
+    elif not bool(passed):
+        raise error()
+
+
+def settle_checks() -> None:
+    """Read the checks collected so far: before what a bad value must not reach, such as the training of a state."""
+    decide(None)
+
+
+def decide(flag: Bool[Tensor, ""] | None) -> bool:
+    """Read a flag from the device, and with it the checks collected so far; the first that failed is raised."""
+    checks = _pending.checks or []
+    flags = [passed for passed, _ in checks] + ([] if flag is None else [flag.detach()])
+    if not flags:
+        return False
+    if _pending.checks is not None:
+        _pending.checks = []
+    values = torch.stack(flags).tolist()
+    for passed, (_, error) in zip(values, checks, strict=False):
+        if not passed:
+            raise error()
+    return values[-1]
 
 
 def check_precision(values: Tensor, name: str, shape: str = "[*batch, n, d]") -> None:
@@ -49,11 +114,13 @@ def check_samples(samples: Tensor, name: str = "samples") -> None:
 
 def check_spread(samples: Tensor, name: str = "samples") -> None:
     """Raise ValueError if all n samples of some batch entry are equal: a point mass has no score."""
-    first = samples[..., :1, :]
-    if bool((samples == first).all(dim=-1).all(dim=-1).any()):
-        raise ValueError(
+    differ = (samples != samples[..., :1, :]).any(dim=-1).any(dim=-1).all()
+    require(
+        differ,
+        lambda: ValueError(
             f"{name}: all samples are equal (shape {tuple(samples.shape)}); a score needs samples that differ"
-        )
+        ),
+    )
 
 
 def check_points(points: Tensor, samples: Tensor) -> None:
@@ -117,10 +184,12 @@ def check_log_prob(log_prob: Tensor, points: Tensor) -> None:
     _check_finite(log_prob, "log_prob's return value")
 
 
-def check_positive(value: float | int | None, name: str) -> None:
-    """Raise ValueError unless `value` is None or a positive finite number."""
-    if value is not None and not (isinstance(value, Real) and 0 < value < float("inf")):
-        raise ValueError(f"{name}: expected a positive number or None, got {value!r}")
+def check_positive(value: float | None, name: str, optional: bool = False) -> None:
+    """Raise ValueError unless `value` is a positive finite number, or None where that is allowed."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
+        raise ValueError(f"{name}: expected a positive number{' or None' if optional else ''}, got {value!r}")
 
 
 def check_fraction(value: float, name: str) -> None:
@@ -135,9 +204,11 @@ def _check_device(a: Tensor, a_name: str, b: Tensor, b_name: str) -> None:
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+    def error() -> ValueError:
         bad = int((~torch.isfinite(tensor)).sum())
-        raise ValueError(f"{name}: expected finite entries, got {bad} NaN or infinite of {tuple(tensor.shape)}")
+        return ValueError(f"{name}: expected finite entries, got {bad} NaN or infinite of {tuple(tensor.shape)}")
+
+    require(torch.isfinite(tensor).all(), error)
 
 
 def check_kernel(kernel: str, known: tuple[str, ...]) -> None:
@@ -150,10 +221,3 @@ def check_count(value: int, name: str, least: int = 1) -> None:
     """Raise ValueError unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-
-
-def check_positive_required(value: float, name: str) -> None:
-    """Raise ValueError unless `value` is a positive finite number; None is not allowed."""
-    if value is None:
-        raise ValueError(f"{name}: expected a positive number, got None")
-    check_positive(value, name)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels import median_distance
 from ..transforms import Gaussianise
-from ..validation import check_count, check_pair, check_points, check_samples, check_spread
+from ..validation import check_count, check_pair, check_points, check_samples, check_spread, fused_checks
 from .ssge import SSGE, SpectralScore
 
 # These four are measured, not derived.
@@ -137,6 +137,7 @@ class Adaptive:
         check_count(self.components, "components")
         check_count(self.steps, "steps")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> AdaptiveScore:
         """Fit the score to samples [*batch, n, d].
@@ -185,6 +186,7 @@ class Adaptive:
         offset = -values.mean(-2, keepdim=True)
         return replace(plain, origin=origin, matrix=matrix, offset=offset, dtype=dtype)
 
+    @fused_checks()
     @torch.no_grad()
     def fit_pair(
         self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import unit
 from ..transforms import FittedMap, Transform
-from ..validation import check_count, check_points, check_samples, check_spread
+from ..validation import check_count, check_points, check_samples, check_spread, fused_checks
 from .base import ScoreEstimator, ScoreFunction, outside_inference_mode
 
 
@@ -66,6 +66,7 @@ class Residual:
         if isinstance(self.estimator, type) or not hasattr(self.estimator, "fit_residual"):
             raise TypeError(f"estimator: expected a kernel estimator such as SSGE(), got {self.estimator!r}")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> SumScore:
         """Fit both parts to samples [*batch, n, d]; raises what they raise."""
@@ -123,6 +124,7 @@ class Transformed:
         _check_estimator(self.transform, "transform")
         _check_estimator(self.estimator, "estimator")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> TransformedScore:
         """Fit the map, then the score, to samples [*batch, n, d]; raises what they raise."""
@@ -222,6 +224,7 @@ class Selected:
                 losses[i] += share * score_matching_loss(candidate.fit(kept), tested)
         return losses
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> SelectedScore:
         """Choose, then fit the choice to samples [*batch, n, d]; raises as `losses` does."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..kernels import unit
-from ..validation import check_points, check_samples, check_spread
+from ..validation import check_points, check_samples, check_spread, fused_checks, require
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class GaussianScore:
         if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
             raise ValueError(f'shrinkage: expected a number in [0, 1], "ledoit-wolf" or None, got {self.shrinkage!r}')
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> AffineScore:
         """Fit the score to samples.
@@ -85,15 +86,14 @@ class GaussianScore:
         # A pivot at rounding level means a singular covariance that the factorisation happened to survive.
         pivots = factor.diagonal(dim1=-2, dim2=-1).square() / covariance.diagonal(dim1=-2, dim2=-1)
         unshrunk = self.shrinkage is None or self.shrinkage == 0
-        if (
-            (n <= dim and unshrunk)
-            or bool(failed.any())
-            or not bool((pivots >= 10 * dim * torch.finfo(samples.dtype).eps).all())
-        ):
-            raise ValueError(
+        resolved = (failed == 0).all() & (pivots >= 10 * dim * torch.finfo(samples.dtype).eps).all()
+        require(
+            resolved & (n > dim or not unshrunk),
+            lambda: ValueError(
                 f"samples: expected an invertible covariance, which needs n > d (or shrinkage) and no constant or "
                 f"linearly dependent coordinates, got shape {tuple(samples.shape)}"
-            )
+            ),
+        )
         return AffineScore(mean * scale + samples[..., :1, :], torch.cholesky_inverse(factor), scale)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..kernels import centre, power_of_two, squared_distances, unit
-from ..validation import check_points, check_positive, check_samples, check_spread
+from ..validation import check_points, check_positive, check_samples, check_spread, fused_checks
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class KDE:
     width: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive(self.width, "width")
+        check_positive(self.width, "width", optional=True)
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> DensityScore:
         """Fit the score to samples [*batch, n, d].

@@ -23,9 +23,9 @@ from ..validation import (
     check_kernel,
     check_points,
     check_positive,
-    check_positive_required,
     check_samples,
     check_spread,
+    fused_checks,
 )
 
 
@@ -86,9 +86,10 @@ class KernelEstimator:
 
     def __post_init__(self) -> None:
         check_kernel(self.kernel, RADIAL_KERNELS)
-        check_positive(self.width, "width")
-        check_positive_required(self.median_factor, "median_factor")
+        check_positive(self.width, "width", optional=True)
+        check_positive(self.median_factor, "median_factor")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> KernelScore:
         """Fit the score to samples.
@@ -113,6 +114,7 @@ class KernelEstimator:
         """
         return self._fit(samples, None)
 
+    @fused_checks()
     @torch.no_grad()
     def fit_residual(self, samples: Float[Tensor, "*batch n d"], base: Float[Tensor, "*batch n d"]) -> KernelScore:
         r"""Fit what a base score leaves, :math:`r = s - s_b`, from its values `base` at the samples.
@@ -189,7 +191,7 @@ class Stein(KernelEstimator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_required(self.ridge, "ridge")
+        check_positive(self.ridge, "ridge")
 
     def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
         check_samples(samples)
@@ -249,7 +251,7 @@ class Tikhonov(KernelEstimator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_required(self.ridge, "ridge")
+        check_positive(self.ridge, "ridge")
         check_fraction(self.tolerance, "tolerance")
         check_count(self.max_steps, "max_steps")
 
@@ -262,7 +264,7 @@ class Tikhonov(KernelEstimator):
             )
         else:
             damped = kernel.f[0] + n * self.ridge * torch.eye(n, dtype=target.dtype, device=target.device)
-            solution = torch.cholesky_solve(target, torch.linalg.cholesky(damped))
+            solution = torch.cholesky_solve(target, torch.linalg.cholesky_ex(damped).L)  # damped: it cannot fail
         return -1 / self.ridge, solution / self.ridge
 
 
@@ -349,7 +351,7 @@ class NuMethod(KernelEstimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.steps, "steps")
-        check_positive_required(self.nu, "nu")
+        check_positive(self.nu, "nu")
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         n, nu = target.shape[-2], self.nu

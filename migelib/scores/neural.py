@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..kernels import half_extent, power_of_two
-from ..validation import check_count, check_pair, check_points, check_positive_required, check_samples, check_spread
+from ..validation import (
+    check_count,
+    check_pair,
+    check_points,
+    check_positive,
+    check_samples,
+    check_spread,
+    settle_checks,
+)
 from .base import outside_inference_mode
 
 
@@ -109,8 +117,8 @@ class DenoisingScore:
     def __post_init__(self) -> None:
         for name in ("steps", "hidden", "blocks", "batch"):
             check_count(getattr(self, name), name)
-        check_positive_required(self.noise, "noise")
-        check_positive_required(self.learning_rate, "learning_rate")
+        check_positive(self.noise, "noise")
+        check_positive(self.learning_rate, "learning_rate")
 
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> NeuralScore:
         """Train on samples [*batch, n, d], one network a batch entry.
@@ -148,6 +156,7 @@ class DenoisingScore:
     def _fit(self, samples: Tensor, state: DenoisingState, role: str) -> NeuralScore:
         check_samples(samples)
         check_spread(samples)
+        settle_checks()  # before a state is trained
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise RuntimeError(
                 "DenoisingScore: expected no transform of torch.func around it, where networks cannot be trained; "

@@ -9,14 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..kernels import VectorKernel, power_of_two, rbf, rbf_mean_gradient, with_width
-from ..validation import (
-    check_fraction,
-    check_points,
-    check_positive,
-    check_positive_required,
-    check_samples,
-    check_spread,
-)
+from ..validation import check_fraction, check_points, check_positive, check_samples, check_spread, fused_checks
 
 
 @dataclass(frozen=True)
@@ -66,11 +59,12 @@ class SSGE:
 
     def __post_init__(self) -> None:
         check_fraction(self.energy, "energy")
-        check_positive_required(self.median_factor, "median_factor")
-        check_positive(self.width, "width")
+        check_positive(self.median_factor, "median_factor")
+        check_positive(self.width, "width", optional=True)
         if self.n_eigen is not None and (not isinstance(self.n_eigen, int) or self.n_eigen < 1):
             raise ValueError(f"n_eigen: expected a positive integer or None, got {self.n_eigen!r}")
 
+    @fused_checks()
     @torch.no_grad()
     def fit(self, samples: Float[Tensor, "*batch n d"]) -> SpectralScore:
         r"""Fit the score to samples.
@@ -95,6 +89,7 @@ class SSGE:
         """
         return self._fit(samples, None)
 
+    @fused_checks()
     @torch.no_grad()
     def fit_residual(self, samples: Float[Tensor, "*batch n d"], base: Float[Tensor, "*batch n d"]) -> SpectralScore:
         r"""Fit what a base score leaves, :math:`r = s - s_b`, from its values `base` at the samples.

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ..validation import check_count, check_positive_required
+from ..validation import check_count, check_positive
 from .base import draw_normal
 
 Box = tuple[tuple[float, float], tuple[float, float]]
@@ -240,7 +240,7 @@ class LogisticRegression:
     name: str = "logistic"
 
     def __post_init__(self) -> None:
-        check_positive_required(self.prior_scale, "prior_scale")
+        check_positive(self.prior_scale, "prior_scale")
         if self.features.ndim != 2 or self.signs.shape != self.features.shape[:1]:
             raise ValueError(
                 f"features and signs: expected shapes [m, d] and [m], got {tuple(self.features.shape)} and "
