@@ -60,6 +60,11 @@ class Config:
         Passes in the training of the classifier whose features measure the samples.
     kept : tuple of pairs
         Method and weight: those whose codes and samples are kept for figures.
+
+    Raises
+    ------
+    ValueError
+        If no frontier has one of the methods.
     """
 
     seeds: int
@@ -80,6 +85,12 @@ class Config:
         ("wae-gan", 1.0),
         ("vae", 1.0),
     )
+
+    def __post_init__(self) -> None:
+        known = {method: None for frontier in self.frontiers for method, _ in frontier.weights}
+        for method in self.methods:
+            if method not in known:
+                raise ValueError(f"methods: expected some of the frontiers' {', '.join(known)}, got {method!r}")
 
 
 _WEIGHTS = {
