@@ -150,6 +150,14 @@ def test_tiny_run_measures_everything_and_repeats(shared):
     assert all(other[name] != quantities[name] for name in quantities if "accuracy" not in name)
 
 
+def test_the_parts_of_a_run_share_their_classifiers():
+    config = replace(TINY, data="mnist_5k", images=256, test_images=100)
+    first, second = (wae.prepare(replace(config, methods=(method,)), CPU) for method in ("none", "ege"))
+    assert first is second
+    assert len(first.ruler.accuracy) == config.seeds
+    assert wae.prepare(replace(config, seeds=1), CPU) is not first
+
+
 def test_seeds_and_methods_run_together_as_alone(shared):
     together = wae.run_seeds(TINY, shared, [0, 1], CPU)
     for seed, (quantities, curves) in enumerate(together):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -65,8 +66,13 @@ def data_source(config: Config) -> str:
 
 def prepare(config: Config, device: torch.device) -> Shared:
     """Load the images, and train the classifiers of all seeds."""
-    images = load_images(config.data, config.images, config.test_images, device)
-    return Shared(images, Ruler.train(images, config.classifier_epochs, range(config.seeds), device))
+    return _prepared(config.data, config.images, config.test_images, config.classifier_epochs, config.seeds, device)
+
+
+@lru_cache(maxsize=1)  # the same for every method, and so for all parts of a run
+def _prepared(data: str, images: int, test_images: int, epochs: int, seeds: int, device: torch.device) -> Shared:
+    loaded = load_images(data, images, test_images, device)
+    return Shared(loaded, Ruler.train(loaded, epochs, range(seeds), device))
 
 
 def run_seeds(config: Config, shared: Shared, seeds: Sequence[int], device: torch.device) -> list[Result]:
