@@ -199,6 +199,9 @@ def digit_classifier(side: int) -> nn.Sequential:
     )
 
 
+LOG_SCALE = -2.0  # of a Gaussian encoder's deviations at the start
+
+
 @torch.no_grad()
 def start_narrow(layer: nn.Linear, code: int, log_scale: float) -> None:
     """Shift the outputs code..2 code - 1 of a Gaussian encoder, its log scales at the start.

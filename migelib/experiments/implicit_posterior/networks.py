@@ -6,9 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..networks import start_narrow
-
-LOG_SCALE = -2.0  # of a Gaussian encoder's deviations at the start
+from ..networks import LOG_SCALE, start_narrow
 
 
 class ImplicitEncoder(nn.Module):

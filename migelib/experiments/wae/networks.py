@@ -12,11 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...critics import mlp
-from ..networks import start_narrow
+from ..networks import LOG_SCALE, start_narrow
 from ..randomness import Streams
 from ..training import Stack
-
-LOG_SCALE = -2.0  # of a Gaussian encoder's deviations at the start
 
 
 class Deterministic:
