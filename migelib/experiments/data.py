@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from .randomness import stream
+
 
 class Dataset(NamedTuple):
     """Images with labels.
@@ -174,11 +176,11 @@ def load(name: str) -> Dataset:
 
 
 class Images(NamedTuple):
-    """Images as networks take them, with their class numbers."""
+    """Images as networks take them, [c, h, w] or as vectors [p], with their class numbers."""
 
-    x_train: Float[Tensor, "n c h w"]
+    x_train: Float[Tensor, "n *shape"]
     y_train: Int64[Tensor, "n"]
-    x_test: Float[Tensor, "m c h w"]
+    x_test: Float[Tensor, "m *shape"]
     y_test: Int64[Tensor, "m"]
 
 
@@ -215,6 +217,18 @@ def load_images(
     parts = ((dataset.x_train, dataset.y_train, train), (dataset.x_test, dataset.y_test, test))
     chosen = [(x[rows].to(device).float() / 255, y[rows].to(device)) for x, y, rows in parts]
     return Images(*chosen[0], *chosen[1])
+
+
+def load_vectors(name: str, images: int, test_images: int, device: torch.device | str = "cpu") -> Images:
+    """Load the first `images` training and `test_images` test images as vectors of pixels in 0..1.
+
+    The halves of MNIST's test set come from different writers, so they are mixed; the embedded subset is mixed already.
+    """
+    order = torch.arange(len(load(name).x_test))
+    if name == "mnist":
+        order = torch.randperm(len(order), generator=stream(0, "test images"))
+    loaded = load_images(name, device, slice(images), order[:test_images])
+    return loaded._replace(x_train=loaded.x_train.flatten(1), x_test=loaded.x_test.flatten(1))
 
 
 def _load(name: str) -> Dataset:

@@ -199,6 +199,18 @@ def digit_classifier(side: int) -> nn.Sequential:
     )
 
 
+LOG_SCALE = -2.0  # of a Gaussian encoder's deviations at the start
+
+
+@torch.no_grad()
+def start_narrow(layer: nn.Linear, code: int, log_scale: float) -> None:
+    """Shift the outputs code..2 code - 1 of a Gaussian encoder, its log scales at the start.
+
+    Codes that start as noise of the prior's size are slow to be used.
+    """
+    layer.bias[code : 2 * code] += log_scale
+
+
 def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Int[Tensor, "size"]]:
     """Indices of `steps` batches: passes over 0..n - 1, each in a new order, without a rest.
 

@@ -79,6 +79,30 @@ class Stack:
         """Put the networks into evaluation mode."""
         return self.train(False)
 
+    def part(self, name: str) -> Stack:
+        """Return the submodules of that name, as a stack that shares their weights with this one.
+
+        Raises
+        ------
+        AttributeError
+            If the networks have no submodule of that name.
+        """
+        part, start = copy.copy(self), f"{name}."
+        part._skeleton = self._skeleton.get_submodule(name)
+        part.weights, part.buffers = (
+            {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            for state in (self.weights, self.buffers)
+        )
+        return part
+
+    def rows(self, index: Sequence[int]) -> Stack:
+        """Return the networks of these rows, as a stack of copies without a gradient."""
+        chosen, at = copy.copy(self), list(index)
+        chosen.weights, chosen.buffers = (
+            {key: value[at].detach() for key, value in state.items()} for state in (self.weights, self.buffers)
+        )
+        return chosen
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Hold the weights fixed: inside, gradients flow through the networks to their inputs only."""
@@ -114,6 +138,11 @@ def cross_entropy(
     """Mean cross-entropy of each seed, in nats."""
     losses = functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none", label_smoothing=smoothing)
     return losses.mean(-1)
+
+
+def reconstruction_loss(logits: Float[Tensor, "*n p"], x: Float[Tensor, "*n p"]) -> Float[Tensor, "*n"]:
+    """Binary cross entropy of each image, in nats: a sum over its pixels."""
+    return functional.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
 def train_classifier(
