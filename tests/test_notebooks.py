@@ -30,6 +30,8 @@ def defects(notebook: dict) -> list[str]:
             if output["output_type"] == "error" or output.get("name") == "stderr":
                 found.append(f"output of type {output['output_type']} {output.get('name', '')}")
     prose = "".join("".join([*cell["source"], "\n"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    fences = re.findall(r"^ *(`{3,}\{.*)", prose, re.MULTILINE)
+    found += [f"{fence}: a backtick directive is raw code outside the book" for fence in fences]
     headings = re.findall(r"^#{2,} (.+)", prose, re.MULTILINE)
     if "Exercises" in headings[:-1]:
         found.append(f"section {headings[-1]!r} after the exercises")
@@ -67,6 +69,8 @@ CHECK = code_cell("records.check(live)", 2)
         ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "stream", "name": "stderr"}])], "stderr"),
         ([FIRST, CHECK, code_cell("open('/home/me/x')", 3)], "path /home/me/x"),
         ([FIRST, CHECK, prose_cell("## Exercises\n\n1. One."), prose_cell("### More")], "'More' after the exercises"),
+        ([FIRST, CHECK, prose_cell("So\n\n```{math}\n:label: a\nx\n```")], "```{math}: a backtick directive"),
+        ([FIRST, CHECK, prose_cell("1. One.\n\n   ````{prf:proof}\n   Yes.\n   ````")], "```{prf:proof}: a backtick"),
     ],
 )
 def test_each_defect_is_noticed(cells, defect):
@@ -74,7 +78,8 @@ def test_each_defect_is_noticed(cells, defect):
 
 
 def test_a_sound_chapter_passes():
-    assert defects({"cells": [FIRST, CHECK, prose_cell("## Summary"), prose_cell("## Exercises\n\n1. One.")]}) == []
+    boxes = prose_cell(":::{prf:proof}\n$$\nx\n$$ (a)\n:::\n\n```python\nx\n```")
+    assert defects({"cells": [FIRST, CHECK, boxes, prose_cell("## Exercises\n\n1. One.")]}) == []
 
 
 def test_every_chapter_is_in_the_table_of_contents():
