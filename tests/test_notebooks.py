@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
 
 
 def defects(notebook: dict) -> list[str]:
@@ -80,6 +83,32 @@ def test_each_defect_is_noticed(cells, defect):
 def test_a_sound_chapter_passes():
     boxes = prose_cell(":::{prf:proof}\n$$\nx\n$$ (a)\n:::\n\n```python\nx\n```")
     assert defects({"cells": [FIRST, CHECK, boxes, prose_cell("## Exercises\n\n1. One.")]}) == []
+
+
+def addresses(notebook: dict) -> list[str]:
+    """Addresses of the repository that the first code cell installs from or names, and that of the chapter's page."""
+    first = next("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    below_title = "".join(notebook["cells"][0]["source"]).split("\n")[3]
+    found = re.findall(r"(?:git\+)?https://[^\s\"]+", first)
+    return found + re.findall(r"^\*\[Read this chapter, .*\]\((.*)\)\.\*$", below_title)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_chapters_name_the_addresses_of_pyproject(path):
+    assert addresses(json.loads(path.read_text())) == [
+        f"git+{URLS['Repository']}@{REPOSITORY['branch']}",
+        URLS["Repository"],
+        f"{URLS['Documentation']}/book/{path.stem}.html",
+    ]
+
+
+def test_the_book_links_the_repository_of_pyproject():
+    assert REPOSITORY["url"] == URLS["Repository"]
+
+
+def test_every_chapter_begins_with_the_same_code():
+    notebooks = [json.loads(path.read_text()) for path in NOTEBOOKS]
+    assert len({"".join(notebook["cells"][1]["source"]) for notebook in notebooks}) == 1
 
 
 def test_every_chapter_is_in_the_table_of_contents():
