@@ -35,6 +35,9 @@ def defects(notebook: dict) -> list[str]:
     prose = "".join("".join([*cell["source"], "\n"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     fences = re.findall(r"^ *(`{3,}\{.*)", prose, re.MULTILINE)
     found += [f"{fence}: a backtick directive is raw code outside the book" for fence in fences]
+    formulas = re.findall(r"\$\$(.+?)\$\$", prose, re.DOTALL)
+    rows = [formula for formula in formulas if re.search(r"&|\\\\", formula) and r"\begin{" not in formula]
+    found += [f"only Sphinx shows rows outside an environment such as aligned: {formula}" for formula in rows]
     headings = re.findall(r"^#{2,} (.+)", prose, re.MULTILINE)
     if "Exercises" in headings[:-1]:
         found.append(f"section {headings[-1]!r} after the exercises")
@@ -73,6 +76,7 @@ CHECK = code_cell("records.check(live)", 2)
         ([FIRST, CHECK, code_cell("open('/home/me/x')", 3)], "path /home/me/x"),
         ([FIRST, CHECK, prose_cell("## Exercises\n\n1. One."), prose_cell("### More")], "'More' after the exercises"),
         ([FIRST, CHECK, prose_cell("So\n\n```{math}\n:label: a\nx\n```")], "```{math}: a backtick directive"),
+        ([FIRST, CHECK, prose_cell("$$\na &= b \\\\\n&= c\n$$ (a)")], "outside an environment"),
         ([FIRST, CHECK, prose_cell("1. One.\n\n   ````{prf:proof}\n   Yes.\n   ````")], "```{prf:proof}: a backtick"),
     ],
 )
