@@ -13,6 +13,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build -W -n --keep-going .
+	$(BIN)/python tools/check_pages.py _build/html
 	@echo "Open _build/html/index.html in a browser."
 
 test: lint
