@@ -14,6 +14,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build -W -n --keep-going .
+	$(BIN)/python tools/check_pages.py _build/html
 	@echo "Open _build/html/index.html in a browser."
 
 # The library's tests run by themselves, where what only the book needs cannot be imported.

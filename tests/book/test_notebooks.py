@@ -10,6 +10,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
 
 
 def defects(notebook: dict) -> list[str]:
@@ -31,6 +33,11 @@ def defects(notebook: dict) -> list[str]:
             if output["output_type"] == "error" or output.get("name") == "stderr":
                 found.append(f"output of type {output['output_type']} {output.get('name', '')}")
     prose = "".join("".join([*cell["source"], "\n"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    fences = re.findall(r"^ *(`{3,}\{.*)", prose, re.MULTILINE)
+    found += [f"{fence}: a backtick directive is raw code outside the book" for fence in fences]
+    formulas = re.findall(r"\$\$(.+?)\$\$", prose, re.DOTALL)
+    rows = [formula for formula in formulas if re.search(r"&|\\\\", formula) and r"\begin{" not in formula]
+    found += [f"only Sphinx shows rows outside an environment such as aligned: {formula}" for formula in rows]
     headings = re.findall(r"^#{2,} (.+)", prose, re.MULTILINE)
     if "Exercises" in headings[:-1]:
         found.append(f"section {headings[-1]!r} after the exercises")
@@ -68,6 +75,9 @@ CHECK = code_cell("records.check(live)", 2)
         ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "stream", "name": "stderr"}])], "stderr"),
         ([FIRST, CHECK, code_cell("open('/home/me/x')", 3)], "path /home/me/x"),
         ([FIRST, CHECK, prose_cell("## Exercises\n\n1. One."), prose_cell("### More")], "'More' after the exercises"),
+        ([FIRST, CHECK, prose_cell("So\n\n```{math}\n:label: a\nx\n```")], "```{math}: a backtick directive"),
+        ([FIRST, CHECK, prose_cell("$$\na &= b \\\\\n&= c\n$$ (a)")], "outside an environment"),
+        ([FIRST, CHECK, prose_cell("1. One.\n\n   ````{prf:proof}\n   Yes.\n   ````")], "```{prf:proof}: a backtick"),
     ],
 )
 def test_each_defect_is_noticed(cells, defect):
@@ -75,7 +85,34 @@ def test_each_defect_is_noticed(cells, defect):
 
 
 def test_a_sound_chapter_passes():
-    assert defects({"cells": [FIRST, CHECK, prose_cell("## Summary"), prose_cell("## Exercises\n\n1. One.")]}) == []
+    boxes = prose_cell(":::{prf:proof}\n$$\nx\n$$ (a)\n:::\n\n```python\nx\n```")
+    assert defects({"cells": [FIRST, CHECK, boxes, prose_cell("## Exercises\n\n1. One.")]}) == []
+
+
+def addresses(notebook: dict) -> list[str]:
+    """Addresses of the repository that the first code cell installs from or names, and that of the chapter's page."""
+    first = next("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    below_title = "".join(notebook["cells"][0]["source"]).split("\n")[3]
+    found = re.findall(r"(?:git\+)?https://[^\s\"]+", first)
+    return found + re.findall(r"^\*\[Read this chapter, .*\]\((.*)\)\.\*$", below_title)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_chapters_name_the_addresses_of_pyproject(path):
+    assert addresses(json.loads(path.read_text())) == [
+        f"git+{URLS['Repository']}@{REPOSITORY['branch']}",
+        URLS["Repository"],
+        f"{URLS['Documentation']}/book/{path.stem}.html",
+    ]
+
+
+def test_the_book_links_the_repository_of_pyproject():
+    assert REPOSITORY["url"] == URLS["Repository"]
+
+
+def test_every_chapter_begins_with_the_same_code():
+    notebooks = [json.loads(path.read_text()) for path in NOTEBOOKS]
+    assert len({"".join(notebook["cells"][1]["source"]) for notebook in notebooks}) == 1
 
 
 def test_every_chapter_is_in_the_table_of_contents():
