@@ -67,11 +67,11 @@ class GaussianCode:
             raise ValueError("scale: expected positive values")
 
     def detach(self) -> GaussianCode:
-        """This code without gradients."""
+        """Return this code without gradients."""
         return self._with(self.mean.detach(), self.scale.detach())
 
     def shifted(self, offset: Float[Tensor, "*batch n d"]) -> GaussianCode:
-        """This code with an offset added to its means."""
+        """Return this code with an offset added to its means."""
         return self._with(self.mean + offset, self.scale)
 
     @classmethod
@@ -82,12 +82,12 @@ class GaussianCode:
         return code
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch n d"]:
-        r"""A sample of each conditional, differentiable, with noise from the generator."""
+        """A sample of each conditional, differentiable, with noise from the generator."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=generator.device)
         return self.reparameterised(noise.to(self.mean.device))
 
     def reparameterised(self, noise: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        r"""The sample :math:`\mu_i + \sigma_i \epsilon_i` of each conditional, for standard normal noise of one's own."""
+        r"""The sample :math:`\mu_i + \sigma_i \epsilon_i` of each conditional, from standard normal noise."""
         return self.mean + self.scale * noise
 
     def conditional_entropy(self) -> Float[Tensor, "*batch"]:
@@ -105,7 +105,9 @@ class GaussianCode:
     @_without_autocast
     def log_conditional(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch n m"]:
         r"""Matrix of :math:`\ln q(z_j \mid x_i)` at (i, j)."""
-        offset = self.mean.mean(-2, keepdim=True).detach()  # distances do not change; the expanded square loses fewer digits
+        offset = self.mean.mean(
+            -2, keepdim=True
+        ).detach()  # distances do not change; the expanded square loses fewer digits
         mean, points = self.mean - offset, points - offset
         precision = self.scale.square().reciprocal()
         squares = precision @ points.square().mT - 2 * (precision * mean) @ points.mT

@@ -191,9 +191,7 @@ class Model:
                 kept.append((streams.uniform(n, self.sizes[i + 1]) >= self.dropout) / (1 - self.dropout))
         return Noise(tuple(inputs), tuple(hidden), tuple(kept))
 
-    def log_probs(
-        self, x: Float[Tensor, "seeds n p"], samples: int, streams: Streams
-    ) -> Float[Tensor, "seeds n c"]:
+    def log_probs(self, x: Float[Tensor, "seeds n p"], samples: int, streams: Streams) -> Float[Tensor, "seeds n c"]:
         """Logarithm of the class probabilities, averaged over samples of the code."""
         n = x.shape[1]
         encoded = self.encode(x, self.noise(n, streams))
