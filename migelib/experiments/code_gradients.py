@@ -76,7 +76,7 @@ class LinearCode:
         return GaussianCode(x @ self.loading.mT, self.log_scale.exp().expand(len(x), -1))
 
 
-class Batch(NamedTuple):
+class CodeBatch(NamedTuple):
     """What an estimate may look at: n inputs with their conditionals and codes; and these and those of past batches."""
 
     task: LinearCode
@@ -87,7 +87,7 @@ class Batch(NamedTuple):
     every_z: Float[Tensor, "m k"]
 
     @classmethod
-    def draw(cls, task: LinearCode, n: int, past: int, generator: torch.Generator) -> Batch:
+    def draw(cls, task: LinearCode, n: int, past: int, generator: torch.Generator) -> CodeBatch:
         """A batch of n, and `past` further ones."""
         x = torch.randn(n * (past + 1), task.loading.shape[1], generator=generator, dtype=torch.float64)
         x = x.to(task.loading.device)
@@ -100,27 +100,27 @@ class Batch(NamedTuple):
 # --- the estimates: from a batch to a scalar that has the gradient --------------------------------------------------
 
 
-def _with_score(batch: Batch, score: Tensor) -> Tensor:
+def _with_score(batch: CodeBatch, score: Tensor) -> Tensor:
     return -(score.detach() * batch.z).sum(-1).mean() - batch.code.conditional_entropy()
 
 
-def _true_score(batch: Batch) -> Tensor:
+def _true_score(batch: CodeBatch) -> Tensor:
     return -torch.linalg.solve(batch.task.covariance().detach(), batch.z.detach().mT).mT
 
 
-def _own_score(batch: Batch) -> Tensor:
+def _own_score(batch: CodeBatch) -> Tensor:
     return (batch.code.mean - batch.z).detach() / batch.code.scale.detach().square()
 
 
-def _along_the_sample(batch: Batch, score: Tensor) -> Tensor:
+def _along_the_sample(batch: CodeBatch, score: Tensor) -> Tensor:
     return ((_own_score(batch) - score) * batch.z).sum(-1).mean()
 
 
-def _marginal(estimator: ScoreEstimator | None) -> Callable[[Batch], Tensor]:
+def _marginal(estimator: ScoreEstimator | None) -> Callable[[CodeBatch], Tensor]:
     return lambda batch: code_information_surrogate(batch.code, batch.z, estimator)
 
 
-METHODS: dict[str, Callable[[Batch], Float[Tensor, ""]]] = {
+METHODS: dict[str, Callable[[CodeBatch], Float[Tensor, ""]]] = {
     "exact-joint": lambda batch: _along_the_sample(batch, _true_score(batch)),
     "exact-marginal": lambda batch: _with_score(batch, _true_score(batch)),
     "exact-averaged": lambda batch: batch.code.gaussian_surrogate(batch.task.moments()),
@@ -203,10 +203,10 @@ def _errors(config: Config, seed: int, device: torch.device) -> dict[str, float]
 
 
 def gradient(
-    task: LinearCode, surrogate: Callable[[Batch], Tensor], config: Config, generator: torch.Generator
+    task: LinearCode, surrogate: Callable[[CodeBatch], Tensor], config: Config, generator: torch.Generator
 ) -> Float[Tensor, "p"]:
     r"""Gradient of one batch's estimate with respect to W and :math:`\ln\sigma`."""
-    batch = Batch.draw(task, config.n, config.past, generator)
+    batch = CodeBatch.draw(task, config.n, config.past, generator)
     return flat_gradient(surrogate(batch), (task.loading, task.log_scale))
 
 

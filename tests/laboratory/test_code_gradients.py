@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from migelib.experiments import code_gradients, records
-from migelib.experiments.code_gradients import Batch, LinearCode
+from migelib.experiments.code_gradients import CodeBatch, LinearCode
 
 CPU = torch.device("cpu")
 SMALL = replace(code_gradients.PROFILES["quick"], codes=(4,), n=20, batches=2, past=2)
@@ -17,7 +17,7 @@ def test_true_scores_average_to_the_gradient_of_the_information():
     code = LinearCode(torch.tensor([[1.5, 0.2], [0.1, 0.7]]).double(), torch.tensor([0.1, -0.2]).double())
     task = code.trainable(CPU)
     truth = torch.autograd.grad(task.information(), (task.loading, task.log_scale))
-    batch = Batch.draw(task, 200_000, 0, torch.Generator().manual_seed(0))
+    batch = CodeBatch.draw(task, 200_000, 0, torch.Generator().manual_seed(0))
     for method in ("exact-joint", "exact-marginal", "exact-averaged", "mige-gaussian-batch"):
         found = torch.autograd.grad(
             code_gradients.METHODS[method](batch),

@@ -5,7 +5,7 @@ The second application of the MIGE paper [Wen et al., ICLR 2020], with the netwo
 """
 
 from .config import METRICS, PROFILES, STUDIES, Config, units
-from .objectives import METHODS, Method
+from .objectives import METHODS, Regulariser
 from .training import data_source, prepare, run_seeds
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "PROFILES",
     "STUDIES",
     "Config",
-    "Method",
+    "Regulariser",
     "data_source",
     "prepare",
     "run_seeds",

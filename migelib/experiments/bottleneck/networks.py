@@ -25,7 +25,7 @@ class Noise(NamedTuple):
     Attributes
     ----------
     inputs : tuple of Tensor [*seeds, n, units]
-        Standard normal, for the input of each of the three linear maps (see `Propagated`).
+        Standard normal, for the input of each of the three linear maps (see `PropagatedEncoder`).
     hidden : tuple of Tensor [*seeds, n, hidden]
         To be added to what each hidden layer computes.
     kept : tuple of Tensor [*seeds, n, hidden]
@@ -37,7 +37,7 @@ class Noise(NamedTuple):
     kept: tuple[Tensor, ...] = ()
 
 
-class Deterministic(nn.Module):
+class DeterministicEncoder(nn.Module):
     """Multilayer perceptron of two hidden layers whose output is the code.
 
     Parameters
@@ -89,7 +89,7 @@ class Deterministic(nn.Module):
         return (x,)
 
 
-class Gaussian(Deterministic):
+class GaussianEncoder(DeterministicEncoder):
     """Mean and scale of a Gaussian code, both from the input."""
 
     random = True
@@ -101,7 +101,7 @@ class Gaussian(Deterministic):
         return mean, F.softplus(raw) + 1e-6
 
 
-class Additive(Deterministic):
+class AdditiveEncoder(DeterministicEncoder):
     """Mean of a Gaussian code from the input; its scale is one whatever the input."""
 
     random = True
@@ -111,7 +111,7 @@ class Additive(Deterministic):
         return x, torch.ones_like(x)
 
 
-class Propagated(Deterministic):
+class PropagatedEncoder(DeterministicEncoder):
     """Noise of one learnt scale a layer is added to the input of every layer: the code's conditional is unknown."""
 
     random = True
@@ -142,7 +142,7 @@ class Model:
         Standard deviation of the noise, and share of units dropped, in the hidden layers during training.
     """
 
-    kind: type[Deterministic]
+    kind: type[DeterministicEncoder]
     encoder: Stack
     decoder: Stack
     sizes: tuple[int, int, int]
@@ -152,7 +152,7 @@ class Model:
     @classmethod
     def build(
         cls,
-        kind: type[Deterministic],
+        kind: type[DeterministicEncoder],
         pixels: int,
         hidden: int,
         code: int,

@@ -28,7 +28,7 @@ from . import networks
 WEIGHTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # the grid of every penalty on the code
 
 
-class Batch(NamedTuple):
+class Minibatch(NamedTuple):
     """What a penalty may look at: inputs, labels, conditionals (None where unknown), codes and logits."""
 
     x: Float[Tensor, "seeds n p"]
@@ -58,7 +58,7 @@ class Penalty:
         """What the optimiser trains along with the network."""
         return []
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """The penalty on a batch."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class Penalty:
 class Confidence(Penalty):
     """Minus the entropy of the predicted classes [Pereyra et al., 2017]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the logits."""
         log_probs = batch.logits.log_softmax(-1)
         return (log_probs.exp() * log_probs).sum(-1).mean(-1).sum()
@@ -75,7 +75,7 @@ class Confidence(Penalty):
 class Rate(Penalty):
     """The variational bottleneck: I(x; z) + KL(q(z) || N(0, I)) [Alemi et al., ICLR 2017]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the conditionals."""
         return batch.code.rate().sum()
 
@@ -94,7 +94,7 @@ class MixturePrior(Penalty):
         """Means, scales and weights of the prior."""
         return [self.means, self.log_scales, self.logits]
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From conditionals and samples."""
         log_density = GaussianCode(self.means, self.log_scales.exp()).log_conditional(batch.z)
         log_prior = (log_density + self.logits.log_softmax(-1)[..., None]).logsumexp(-2)
@@ -104,7 +104,7 @@ class MixturePrior(Penalty):
 class Pairwise(Penalty):
     """The nonlinear bottleneck's bound [Kolchinsky, Tracey & Wolpert, Entropy 21, 2019]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the conditionals."""
         return pairwise_information(batch.code).sum()
 
@@ -112,7 +112,7 @@ class Pairwise(Penalty):
 class Club(Penalty):
     """CLUB with the conditional known [Cheng et al., ICML 2020]."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From conditionals and samples."""
         return bounds.club(batch.code.log_conditional(batch.z)).sum()
 
@@ -130,7 +130,7 @@ class Mine(Penalty):
         self.log_mean: Tensor | None = None
         self.optimiser = adam(self.critic.parameters(), self.learning_rate)
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """The bound of the critic after its step."""
         value, self.log_mean = bounds.mine(self.critic(batch.x, batch.z.detach()), self.log_mean, self.decay)
         descend(self.optimiser, -value)
@@ -141,7 +141,7 @@ class Mine(Penalty):
 class Joint(Penalty):
     """MIGE as in its paper: the joint and the marginal score, both by SSGE."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From inputs and samples."""
         return mutual_information_surrogate(batch.x, batch.z, SSGE())
 
@@ -151,7 +151,7 @@ class Marginal(Penalty):
 
     estimator: ScoreEstimator = SSGE()
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From conditionals and samples."""
         return code_information_surrogate(batch.code, batch.z, self.estimator)
 
@@ -165,20 +165,23 @@ class MarginalResidual(Marginal):
 class LeaveOut(Penalty):
     """MIGE with the score of the mixture of the other conditionals of the batch."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From conditionals and samples."""
         return mixture_information_surrogate(batch.code, batch.z, leave_out=True)
 
 
-class Gaussian(Penalty):
-    """MIGE with the score of a Gaussian: noise known, no sampling; `decay` is the weight of past codes' moments."""
+class GaussianInformation(Penalty):
+    """MIGE with the score of a Gaussian: the noise is known, and no sample needed.
+
+    `decay` is the weight of the past in the moving moments of the codes.
+    """
 
     decay = 0.9
 
     def __init__(self, pixels: int, code: int, streams: Streams) -> None:
         self.moments: Moments | None = None
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the conditionals, whose moments are averaged with those of the past."""
         now = Moments.of(batch.code)
         self.moments = now if self.moments is None else self.moments.mixed(now, 1 - self.decay)
@@ -186,7 +189,10 @@ class Gaussian(Penalty):
 
 
 class Classes(Penalty):
-    """MIGE with the score of a mixture, one Gaussian a class with a common covariance; moments as in `Gaussian`."""
+    """MIGE with the score of a mixture: one Gaussian a class with a common covariance.
+
+    `decay` is the weight of the past in the moving moments of the classes' codes.
+    """
 
     decay = 0.9
 
@@ -195,7 +201,7 @@ class Classes(Penalty):
         self.means: Tensor | float = 0.0
         self.counts: Tensor | float = 0.0
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From conditionals, labels and samples, after an update of the classes' moments."""
         fixed = batch.code.detach()
         member = batch.y[..., None] == torch.arange(networks.CLASSES, device=batch.y.device)
@@ -211,26 +217,26 @@ class Classes(Penalty):
         return mixture_of_classes_surrogate(batch.code, batch.z, centres)
 
 
-class GaussianDivergence(Gaussian):
-    """The rate less `Gaussian`: KL(G || N(0, I)) of the Gaussian G with the moments of the code."""
+class GaussianDivergence(GaussianInformation):
+    """The rate less `GaussianInformation`: KL(G || N(0, I)) of the Gaussian G with the moments of the code."""
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the conditionals."""
         return batch.code.rate().sum() - super().__call__(batch)
 
 
-class GaussianBoth(Gaussian):
-    """`Gaussian`, and the rate with a share of the weight."""
+class GaussianBoth(GaussianInformation):
+    """`GaussianInformation`, and the rate with a share of the weight."""
 
     share = 0.1
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the conditionals."""
         return (1 - self.share) * super().__call__(batch) + self.share * batch.code.rate().sum()
 
 
 @dataclass(frozen=True)
-class Method:
+class Regulariser:
     """How a network is regularised.
 
     Attributes
@@ -245,7 +251,7 @@ class Method:
         Weights to choose from; none where there is nothing to weigh.
     """
 
-    encoder: type[networks.Deterministic] = networks.Gaussian
+    encoder: type[networks.DeterministicEncoder] = networks.GaussianEncoder
     penalty: type[Penalty] | None = None
     dropout: bool = False
     smoothing: bool = False
@@ -257,26 +263,26 @@ class Method:
         return bool(self.grid)
 
 
-METHODS: dict[str, Method] = {
-    "baseline": Method(networks.Deterministic, grid=()),
-    "dropout": Method(networks.Deterministic, dropout=True, grid=(0.1, 0.2, 0.3, 0.4, 0.5)),
-    "label-smoothing": Method(networks.Deterministic, smoothing=True, grid=(0.01, 0.03, 0.05, 0.1, 0.2)),
-    "confidence-penalty": Method(networks.Deterministic, Confidence, grid=(0.01, 0.03, 0.1, 0.3, 1.0)),
-    "stochastic": Method(grid=()),
-    "vib": Method(penalty=Rate),
-    "vib-mixture": Method(penalty=MixturePrior),
-    "nib": Method(penalty=Pairwise),
-    "club": Method(penalty=Club),
-    "mine": Method(penalty=Mine),
-    "mine-additive": Method(networks.Additive, Mine),
-    "mine-propagated": Method(networks.Propagated, Mine),
-    "mige": Method(penalty=Joint),
-    "mige-marginal": Method(penalty=Marginal),
-    "mige-residual": Method(penalty=MarginalResidual),
-    "mige-leave-out": Method(penalty=LeaveOut),
-    "mige-gaussian": Method(penalty=Gaussian),
-    "mige-gaussian-additive": Method(networks.Additive, Gaussian),
-    "mige-classes": Method(penalty=Classes),
-    "mige-kl": Method(penalty=GaussianBoth),
-    "kl": Method(penalty=GaussianDivergence),
+METHODS: dict[str, Regulariser] = {
+    "baseline": Regulariser(networks.DeterministicEncoder, grid=()),
+    "dropout": Regulariser(networks.DeterministicEncoder, dropout=True, grid=(0.1, 0.2, 0.3, 0.4, 0.5)),
+    "label-smoothing": Regulariser(networks.DeterministicEncoder, smoothing=True, grid=(0.01, 0.03, 0.05, 0.1, 0.2)),
+    "confidence-penalty": Regulariser(networks.DeterministicEncoder, Confidence, grid=(0.01, 0.03, 0.1, 0.3, 1.0)),
+    "stochastic": Regulariser(grid=()),
+    "vib": Regulariser(penalty=Rate),
+    "vib-mixture": Regulariser(penalty=MixturePrior),
+    "nib": Regulariser(penalty=Pairwise),
+    "club": Regulariser(penalty=Club),
+    "mine": Regulariser(penalty=Mine),
+    "mine-additive": Regulariser(networks.AdditiveEncoder, Mine),
+    "mine-propagated": Regulariser(networks.PropagatedEncoder, Mine),
+    "mige": Regulariser(penalty=Joint),
+    "mige-marginal": Regulariser(penalty=Marginal),
+    "mige-residual": Regulariser(penalty=MarginalResidual),
+    "mige-leave-out": Regulariser(penalty=LeaveOut),
+    "mige-gaussian": Regulariser(penalty=GaussianInformation),
+    "mige-gaussian-additive": Regulariser(networks.AdditiveEncoder, GaussianInformation),
+    "mige-classes": Regulariser(penalty=Classes),
+    "mige-kl": Regulariser(penalty=GaussianBoth),
+    "kl": Regulariser(penalty=GaussianDivergence),
 }

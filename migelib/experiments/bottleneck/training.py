@@ -16,13 +16,13 @@ from ..training import adam, cross_entropy, descend
 from .config import Config
 from .measures import measure, measure_plane, predict, prediction
 from .networks import Model, sample
-from .objectives import METHODS, Batch, Method, Penalty
+from .objectives import METHODS, Minibatch, Penalty, Regulariser
 
 SETTING = "mnist"
 
 
 @dataclass
-class Objective:
+class RegularisedLoss:
     """Cross-entropy plus a weight times a penalty, summed over the seeds.
 
     Attributes
@@ -41,14 +41,14 @@ class Objective:
         """What the optimiser trains along with the network."""
         return [] if self.penalty is None else self.penalty.parameters()
 
-    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """The loss of a batch."""
         loss = cross_entropy(batch.logits, batch.y, self.smoothing).sum()
         return loss if self.penalty is None else loss + self.weight * self.penalty(batch)
 
 
 def train(
-    method: Method,
+    method: Regulariser,
     weight: float,
     x: Float[Tensor, "m p"],
     y: Int64[Tensor, "m"],
@@ -83,8 +83,8 @@ def train(
 
 
 def start(
-    method: Method, weight: float, pixels: int, config: Config, noise: Streams, other: Streams
-) -> tuple[Model, Objective]:
+    method: Regulariser, weight: float, pixels: int, config: Config, noise: Streams, other: Streams
+) -> tuple[Model, RegularisedLoss]:
     """Networks with new weights, and what they are to minimise; `other` is for what the penalty draws."""
     model = Model.build(
         method.encoder,
@@ -96,12 +96,12 @@ def start(
         dropout=weight if method.dropout else 0.0,
     )
     penalty = None if method.penalty is None else method.penalty(pixels, config.code, other)
-    return model, Objective(weight, weight if method.smoothing else 0.0, penalty)
+    return model, RegularisedLoss(weight, weight if method.smoothing else 0.0, penalty)
 
 
 def step(
     model: Model,
-    objective: Objective,
+    objective: RegularisedLoss,
     optimiser: torch.optim.Optimizer,
     images: Float[Tensor, "seeds n p"],
     labels: Int64[Tensor, "seeds n"],
@@ -117,7 +117,7 @@ def step(
         encoded = model.encode(images, drawn)
     z = sample(encoded, noise)
     code = None if z is encoded else encoded
-    descend(optimiser, objective(Batch(images, labels, code, z, model.decoder(z))))
+    descend(optimiser, objective(Minibatch(images, labels, code, z, model.decoder(z))))
 
 
 # --- the experiment --------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class Shared:
     x, y, x_test, y_test : Tensor
         Training and test images as vectors in -1..1, with labels; the last training images are for validation.
     weights : dict
-        Method -> weight.
+        Regulariser -> weight.
     tuned : dict
         tuning/<method>/validation_error [weights of the grid, runs], of every method whose weight was not given.
     """
@@ -204,7 +204,7 @@ def run_seeds(
 
 
 def _plane(
-    method: Method, config: Config, shared: Shared, seeds: Sequence[int]
+    method: Regulariser, config: Config, shared: Shared, seeds: Sequence[int]
 ) -> list[dict[str, Float[np.ndarray, "weights"]]]:
     """Metrics over the plane's weights, at the smaller scale, for each seed."""
     rows = _draw(config.small.train, len(shared.x), seeds, shared.x.device)
@@ -218,7 +218,7 @@ def _plane(
     ]
 
 
-def _validation_errors(method: Method, config: Config, shared: Shared) -> Float[np.ndarray, "grid runs"]:
+def _validation_errors(method: Regulariser, config: Config, shared: Shared) -> Float[np.ndarray, "grid runs"]:
     seeds = range(1000, 1000 + config.tuning_seeds)
     pool = len(shared.x) - config.validation
     rows = _draw(config.small.train, pool, seeds, shared.x.device)
