@@ -131,7 +131,7 @@ def test_a_step_reads_nothing_but_a_code_s_check(method, images, monkeypatch):
 
 @pytest.mark.parametrize("changes", [{"image_noise": 0.6}, {"bfloat16": True}], ids=str)
 def test_noise_and_precision_act_in_training_and_not_in_tests(changes, images):
-    plain, changed = (train("vib", 0.1, images, small(**c)) for c in ({}, changes))
+    plain, changed = (train("baseline", 0.0, images, small(**c)) for c in ({}, changes))  # it draws nothing else
     assert not torch.equal(plain.decoder.weights["weight"], changed.decoder.weights["weight"])
     assert all(weight.dtype == torch.float32 for weight in changed.parameters())
     # The same weights trained the plain way predict the same: nothing but the weights says how they were trained.
