@@ -55,15 +55,15 @@ class Stack:
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        """Evaluate every network at its own row of the inputs [seeds, ...]; so are the outputs."""
+    def __call__(self, *inputs: Any) -> Any:
+        """Evaluate every network at its own row of the inputs, tensors [seeds, ...] or tuples of them; so outputs."""
         if len(self) == 1:  # the plain call, which is faster; squeezed, since an index would copy its gradient
             state = tuple({k: v.squeeze(0) for k, v in part.items()} for part in (self.weights, self.buffers))
-            outputs = torch.func.functional_call(self._skeleton, state, tuple(x[0] for x in inputs))
+            outputs = torch.func.functional_call(self._skeleton, state, pytree.tree_map(lambda x: x[0], inputs))
             return pytree.tree_map(lambda y: y[None], outputs)
         return torch.func.vmap(self._one)(self.weights, self.buffers, *inputs)
 
-    def _one(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Tensor) -> Any:
+    def _one(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Any) -> Any:
         return torch.func.functional_call(self._skeleton, (weights, buffers), inputs)
 
     def parameters(self) -> list[Tensor]:
