@@ -27,6 +27,16 @@ def everything(name: str) -> bool:
     return True
 
 
+def part(*settings: str) -> Predicate:
+    """Quantities and curves <method>/<setting>/<metric> whose setting starts with one of these."""
+    return lambda name: any(field.startswith(settings) for field in name.split("/")[1:-1])
+
+
+def rest(*settings: str) -> Predicate:
+    """Those that `part` leaves."""
+    return lambda name: not part(*settings)(name)
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a part of an old record goes: experiment, profile or study, and which quantities and curves."""
@@ -39,7 +49,13 @@ class Target:
 
 def _same(old: str, *profiles: str) -> dict[str, list[Target]]:
     """Records that only change their place."""
-    return {f"{old}.{profile}": [Target(old.replace("_", "-"), profile)] for profile in profiles}
+    return {f"{old}.{profile}": [Target(old.replace("_", "-"), profile.removeprefix("cpu-"))] for profile in profiles}
+
+
+def _split(old: str, profile: str, first: str, second: str, *settings: str) -> dict[str, list[Target]]:
+    """A record of which these settings go to the experiment `first`, all others to `second`."""
+    targets = [Target(first, profile, part(*settings), part(*settings))]
+    return {f"{old}.{profile}": [*targets, Target(second, profile, rest(*settings), rest(*settings))]}
 
 
 # Records of an experiment that was split go to several targets, which must take every quantity once.
@@ -53,8 +69,17 @@ MAPPING: dict[str, list[Target]] = {
     **_same("coordinates", "quick", "full"),
     **_same("accuracy", "quick", "cpu"),
     **_same("beyond", "quick", "full"),
-    # To be filled in when the experiments are split, for instance
-    # "bottleneck.cpu-large": [Target("bottleneck", "large")],
+    **_same("infomax", "quick", "cpu", "cpu-large"),
+    **_split("bottleneck", "quick", "code-gradients", "bottleneck", "k16", "k64", "k256"),
+    **_split("bottleneck", "cpu", "code-gradients", "bottleneck", "k16", "k64", "k256"),
+    **_same("bottleneck", "cpu-large", "cpu-long", "cpu-noise", "cpu-layers", "cpu-tuned"),
+    "implicit_vi.quick": [Target("sampler-plane", "quick")],
+    **_split("implicit_vi", "cpu", "sampler-high", "sampler-plane", "funnel-32d", "logistic"),
+    **_split("gan", "quick", "gan-stacked", "gan-plane", "stacked"),
+    **_split("gan", "cpu", "gan-stacked", "gan-plane", "stacked"),
+    "gan.cpu-large": [Target("gan-plane", "large")],
+    **_split("autoencoder", "quick", "implicit-posterior", "wae", "posterior-"),
+    **_split("autoencoder", "cpu", "implicit-posterior", "wae", "posterior-"),
 }
 
 

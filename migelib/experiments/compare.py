@@ -78,9 +78,10 @@ def difference(a: Quantity | Sequence[float], b: Quantity | Sequence[float]) -> 
     """
     from scipy import stats  # here, so that runs need no SciPy
 
+    counts = [x.n if isinstance(x, Quantity) else len(x) for x in (a, b)]
+    if min(counts) < 2:
+        raise ValueError(f"difference: expected at least two values of each, got {counts[0]} and {counts[1]}")
     a, b = (x if isinstance(x, Quantity) else Quantity.from_seeds(np.asarray(x, dtype=float), "1") for x in (a, b))
-    if min(a.n, b.n) < 2:
-        raise ValueError(f"difference: expected at least two values of each, got {a.n} and {b.n}")
     mean = a.mean - b.mean
     paired = bool(a.values and b.values) and a.n == b.n
     if paired:

@@ -121,8 +121,7 @@ class Folder:
             return None
         path = self._file(part, what)
         try:
-            with np.load(path, allow_pickle=False) as saved:
-                arrays = dict(saved)
+            arrays = records.read_arrays(path)
             return decode(arrays) if str(arrays.pop("key")) == self._key(part) else None
         except Exception as error:  # NumPy has many ways to fail on one
             warnings.warn(f"{path} is damaged and is made again ({type(error).__name__}: {error})", stacklevel=2)

@@ -244,7 +244,7 @@ def _prepared(task: Task, part: Any, kept: partials.Folder) -> Any:
     if tuned is not None:
         return task.experiment.prepare(part, task.device, tuned=tuned)
     shared = task.experiment.prepare(part, task.device)
-    if hasattr(shared, "tuned"):
+    if getattr(shared, "tuned", None) is not None:
         kept.save_tuned(part, shared.tuned)
     return shared
 

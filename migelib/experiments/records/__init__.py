@@ -9,6 +9,7 @@ published records lie beside this file, as package data. Runs of one's own go to
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import math
 import os
@@ -188,12 +189,11 @@ def load(experiment: str, profile: str, *folders: Path) -> Record:
     path = find(experiment, profile, *folders)
     meta = read_meta(path)
     with _naming(path / "values.csv"):
-        table = pd.read_csv(path / "values.csv", index_col="quantity", dtype=str)  # str: parsed below, exactly
-        quantities = _quantities(table, meta["metrics"], len(meta["seeds"]))
-    with _naming(path / "curves.npz"), np.load(path / "curves.npz", allow_pickle=False) as curves:
-        arrays = dict(curves)
+        quantities = _quantities((path / "values.csv").read_text(), meta["metrics"], len(meta["seeds"]))
+    with _naming(path / "curves.npz"):
+        curves = read_arrays(path / "curves.npz")
     made_with = {key: value for key, value in meta.items() if key not in ("experiment", "profile", "config", "metrics")}
-    return Record(experiment, profile, meta["config"], made_with, quantities, arrays)
+    return Record(experiment, profile, meta["config"], made_with, quantities, curves)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -206,8 +206,18 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _quantities(table: pd.DataFrame, metrics: dict[str, dict[str, Any]], seeds: int) -> dict[str, Quantity]:
-    table = table.astype(float)
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz file; a damaged one is closed too, which NumPy alone would not do."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _quantities(text: str, metrics: dict[str, dict[str, Any]], seeds: int) -> dict[str, Quantity]:
+    """Quantities of a `values.csv`."""
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut off")
+    # By way of strings, because pandas' own parser is not exact in all versions.
+    table = pd.read_csv(io.StringIO(text), index_col="quantity", dtype=str).astype(float)
     summarised = list(table.columns) == ["mean", "std", "n"]
     if not (summarised or table.shape[1] == seeds) or not np.isfinite(table.to_numpy()).all():
         raise ValueError(f"expected {seeds} finite values a line, or mean, std and n")
