@@ -163,7 +163,7 @@ def find(experiment: str, profile: str, *folders: Path) -> Path:
     recorded = [pair[1] for pair in available(*folders) if pair[0] == experiment]
     raise FileNotFoundError(
         f"no record of {experiment!r} at {profile!r} in {' or '.join(map(str, folders))}; recorded are "
-        f"{', '.join(recorded) or 'none'}; make one by: python -m migelib run {experiment}"
+        f"{', '.join(recorded) or 'none'}; make one by: python -m migelib run {experiment}, with its profile or study"
     )
 
 
