@@ -117,11 +117,19 @@ def convert(path: Path, new_folder: Path) -> None:
         _compare(target, content, quantities, curves, new_folder)
 
 
+def as_pairs(value: Any) -> Any:
+    """Settings with every dict as a list of pairs: what were dicts are tuples of pairs now, so that they hash."""
+    if isinstance(value, dict):
+        return [[key, as_pairs(item)] for key, item in value.items()]
+    return [as_pairs(item) for item in value] if isinstance(value, list) else value
+
+
 def _write(target: Target, content: dict, quantities: dict, curves: dict, new_folder: Path) -> None:
     experiment = runner.get(target.experiment)
     config = json.loads(json.dumps(asdict(runner.scales(experiment)[target.profile])))
     shared = config.keys() & content["config"].keys()
-    changed = {k: (content["config"][k], config[k]) for k in shared if content["config"][k] != config[k]}
+    pairs = {key: (content["config"][key], config[key]) for key in shared}
+    changed = {key: (old, new) for key, (old, new) in pairs.items() if as_pairs(old) != as_pairs(new)}
     assert not changed, f"{target.experiment}/{target.profile}: recorded and present settings differ: {changed}"
     print(f"  not recorded: {sorted(config.keys() - shared)}; no longer: {sorted(content['config'].keys() - shared)}")
     floors = getattr(experiment, "FLOORS", {})
