@@ -1,178 +1,33 @@
-"""The experiments of the book, one module a chapter, and the function that runs them.
+"""The laboratory: the experiments of the book, one question each, and what runs and records them.
 
-An experiment module has a frozen dataclass `Config` of settings with a field `seeds`; `PROFILES`, its presets "quick",
-"full" and, where that needs a GPU, "cpu" (and longer or other runs of a part of it, such as "cpu-large"); `UNITS`, the
-unit of each metric; and `run_seed(config, seed, device)`, which returns the measured quantities and curves of one seed.
-One that uses a data set has `data_source(config)` as well, which says in a few words where the data came from, for the
-record. One whose metrics move in steps may have `FLOORS`, the least tolerance of such a metric.
+An experiment is a module, or a folder where it is large, of this package, with
+
+``Config``
+    A frozen, hashable dataclass of settings with a field `seeds`, the number of repetitions, and a field `methods`, a
+    tuple of names, where methods are compared.
+``PROFILES``
+    The same question at another scale: "quick", "full" and, where that needs a GPU, "cpu".
+``STUDIES``
+    Ablations and longer runs, each a short list of differences from a profile.
+``METRICS``
+    Metric -> unit. ``FLOORS``, optional, is metric -> least tolerance, for metrics that move in steps.
+``prepare(config, device)``
+    Data and tuned settings, once a part: what `run_seeds` gets as `shared`. Where that has an attribute `tuned`, a dict
+    of arrays, an interrupted run keeps it, and goes on by ``prepare(config, device, tuned=tuned)``.
+``run_seeds(config, shared, seeds, device)``
+    For each seed, in order, the measured quantities, <method>/<setting>/<metric> -> number, and the curves, name ->
+    array. They do not depend on which seeds and methods are run together.
+``units(config)``
+    Optional: configs of the parts of a run; by default one for each of `methods`. A unit, a part and some seeds, takes
+    at most ten minutes on two cores, or a minute on a large GPU.
+``summarise(config, quantities)``
+    Optional: quantities of one seed that need all parts, such as means over tasks.
+``data_source(config)``
+    Optional: where the data came from, in a few words.
+
+`run` runs one in memory; `record` writes its record too.
 """
 
-from __future__ import annotations
+from .runner import NAMES, get, record, run
 
-import datetime
-import importlib
-import importlib.metadata
-import json
-import pkgutil
-import platform
-import subprocess
-import time
-from dataclasses import asdict, replace
-from pathlib import Path
-from types import ModuleType
-
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from . import records
-
-LABORATORY = {"data", "metrics", "networks", "plotting", "randomness", "records", "training"}
-NAMES: tuple[str, ...] = tuple(sorted({module.name for module in pkgutil.iter_modules(__path__)} - LABORATORY))
-
-
-def get(name: str) -> ModuleType:
-    """Return the module of an experiment; raises ValueError that lists the names there are."""
-    if name not in NAMES:
-        raise ValueError(f"experiment: unknown name {name!r}, expected one of {', '.join(NAMES)}")
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def run(
-    name: str,
-    profile: str = "quick",
-    *,
-    device: str = "auto",
-    seeds: int | None = None,
-    resume: bool = False,
-    progress: bool = False,
-) -> records.Record:
-    """Run an experiment; what it measured is returned, not written (see `record`).
-
-    Parameters
-    ----------
-    name : str
-        One of `NAMES`.
-    profile : str
-        One of the experiment's `PROFILES`, such as "quick", "full" or "cpu"; `python -m migelib list` names them.
-    device : str
-        "cpu", "cuda", or "auto": CUDA where there is one.
-    seeds : int, optional
-        Number of seeds, at least 2, instead of the profile's.
-    resume : bool
-        Keep the result of every finished seed on disk, and start from those of an interrupted run with these settings.
-    progress : bool
-        Show a progress bar over the seeds.
-
-    Raises
-    ------
-    ValueError
-        If the name, the profile, the device or the number of seeds is not one of those.
-    """
-    experiment = get(name)
-    if profile not in experiment.PROFILES:
-        raise ValueError(f"profile: unknown name {profile!r}, expected one of {', '.join(experiment.PROFILES)}")
-    config = experiment.PROFILES[profile]
-    if seeds is not None:
-        if seeds < 2:
-            raise ValueError(f"seeds: expected at least 2, for a spread, got {seeds}")
-        config = replace(config, seeds=seeds)
-    where = _device(device)
-    settings = json.loads(json.dumps(asdict(config)))
-    key = json.dumps({"config": settings | {"seeds": None}, "device": where.type})
-
-    made_with = _made_with(where, config.seeds)
-    if hasattr(experiment, "data_source"):
-        made_with["data"] = experiment.data_source(config)
-    results, started, earlier = [], time.perf_counter(), 0.0
-    for seed in tqdm(range(config.seeds), desc=f"{name}.{profile}", unit="seed", disable=not progress):
-        path = _partial_path(name, profile, seed)
-        result = _load_partial(path, key) if resume else None
-        if result is None:
-            seed_started = time.perf_counter()
-            quantities, curves = experiment.run_seed(config, seed, where)
-            result = {"quantities": quantities, "curves": curves, "wall_s": time.perf_counter() - seed_started}
-            if resume:
-                _save_partial(path, key, result)
-        else:
-            earlier += result["wall_s"]
-        results.append(result)
-    made_with["wall_s"] = round(earlier + time.perf_counter() - started, 1)
-
-    floors = getattr(experiment, "FLOORS", {})
-    quantities = {}
-    for quantity in results[0]["quantities"]:
-        metric = quantity.split("/")[-1]
-        values = np.array([result["quantities"][quantity] for result in results])
-        quantities[quantity] = records.Quantity.from_seeds(values, experiment.UNITS[metric], floors.get(metric, 0.0))
-    curves = {curve: np.stack([result["curves"][curve] for result in results]) for curve in results[0]["curves"]}
-    return records.Record(name, profile, settings, made_with, quantities, curves)
-
-
-def record(name: str, profile: str, **options: object) -> Path:
-    """Run an experiment with the options of `run` and write its record; an earlier one stays if the run fails."""
-    path = records.save(run(name, profile, **options))
-    for partial in path.parent.glob(f"partial/{name}.{profile}.*.npz"):
-        partial.unlink()
-    return path
-
-
-def _device(device: str) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but torch finds no CUDA device; use auto or cpu")
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-
-
-def _made_with(device: torch.device, seeds: int) -> dict[str, object]:
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        "seeds": list(range(seeds)),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in ("migelib", "torch", "numpy")},
-        },
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    """Commit of the checkout that the package was imported from, with -dirty for uncommitted changes of the package."""
-    package = Path(__file__).parents[1]
-    try:
-        git = ["git", "-C", str(package)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", "*.py"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("-dirty" if changed else "")
-
-
-def _partial_path(name: str, profile: str, seed: int) -> Path:
-    return records.directory() / "partial" / f"{name}.{profile}.{seed}.npz"
-
-
-def _save_partial(path: Path, key: str, result: dict) -> None:
-    arrays = {"key": np.array(key), "wall_s": np.array(result["wall_s"])}
-    for kind in ("quantities", "curves"):
-        arrays |= {f"{kind}:{name}": np.asarray(value) for name, value in result[kind].items()}
-    records.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
-
-
-def _load_partial(path: Path, key: str) -> dict | None:
-    """Result of a finished seed, or None if there is none with these settings."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as saved:
-        if str(saved["key"]) != key:
-            return None
-        result: dict = {"quantities": {}, "curves": {}, "wall_s": float(saved["wall_s"])}
-        for full_name in saved.files:
-            kind, _, name = full_name.partition(":")
-            if name:
-                result[kind][name] = float(saved[full_name]) if kind == "quantities" else saved[full_name]
-    return result
+__all__ = ["NAMES", "get", "record", "run"]

@@ -5,7 +5,7 @@ parameters: score-based methods through `mutual_information_surrogate`; trained 
 conditional, to these n samples and differentiating their estimate through the samples with the network held fixed. The
 exact scores on the same samples give the floor. Where the truth of an entropy follows from that of the information, its
 gradient is measured too, under the task's name with "entropy-" before it.
-Explained in :doc:`/book/09_benchmark`.
+Explained in :doc:`/book/benchmark`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import PAIRS, PairTask, cast, exact_score_surrogate, pair
 from .randomness import seeded, stream
 
-UNITS = {
+METRICS = {
     "relative_error": "1",
     "bias": "1",
     "spread": "1",
@@ -169,10 +169,55 @@ PROFILES = {
         peer_cells=((2, 256), (8, 256), (32, 256)),
     ),
 }
+STUDIES: dict[str, Config] = {}
+
+
+def units(config: Config) -> list[Config]:
+    """The score-based methods on each task, and the peers on each task and cell."""
+    parts = []
+    for name in dict.fromkeys(config.tasks + config.large_tasks):
+        with_peers = config.peer_cells if name in config.peer_tasks else ()
+        cells = tuple(cell for cell in config.cells if cell not in with_peers)
+        own = {field: (name,) * (name in getattr(config, field)) for field in ("tasks", "large_tasks")}
+        parts.append(replace(config, **own, cells=cells, peer_tasks=()))
+    for name in config.peer_tasks:
+        for cell in config.peer_cells:
+            if _exists(name, cell[0]):
+                # Of the other cells only whether entropies are measured in this one remains.
+                cells = (cell,) * (cell in config.cells)
+                parts.append(
+                    replace(config, tasks=(), large_tasks=(), cells=cells, peer_tasks=(name,), peer_cells=(cell,))
+                )
+    return parts
+
+
+def summarise(config: Config, quantities: Mapping[str, float]) -> dict[str, float]:
+    """Geometric means of each method's errors and floor multiples over its cells of n samples, named all-n<n>.
+
+    Those of the information only: where Stein's identity is exact on the samples, errors of an entropy are rounding.
+    Methods that have different cells, as the peers, or one that rejects some samples, do not compare by these.
+    """
+    groups: dict[str, list[float]] = {}
+    for name, value in quantities.items():
+        method, setting, metric = name.split("/")
+        if metric in ("relative_error", "floor_multiple") and not setting.startswith("entropy-"):
+            groups.setdefault(f"{method}/all-n{setting.rsplit('-n', 1)[1]}/{metric}", []).append(value)
+    return {name: math.exp(sum(map(math.log, values)) / len(values)) for name, values in groups.items()}
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Errors of every method in every cell, and the gradients themselves."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Errors of every method in every cell, and the gradients themselves, for one seed."""
+    """Errors of every method in every cell, and the gradients themselves, for one seed; no means over tasks."""
     jobs: dict[tuple[str, int, int], bool] = {}  # task, dimension, number of samples -> with peers?
     for names, cells, peers in (
         (config.tasks, config.cells, False),
@@ -192,14 +237,14 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
             sign = -1 if name in JOINT_ENTROPY else 1
             measures["entropy-"] = run_entropy_cell(config, seed, name, dim, n, device), sign * truth
         for prefix, (cell, target) in measures.items():
-            floor = summarise(cell["exact"], target)["relative_error"]
+            floor = errors(cell["exact"], target)["relative_error"]
             for method, gradients in cell.items():
                 setting = f"{method}/{prefix}{name}-d{dim}-n{n}"
                 curves[setting] = gradients.numpy()
-                quantities |= {f"{setting}/{metric}": value for metric, value in summarise(gradients, target).items()}
+                quantities |= {f"{setting}/{metric}": value for metric, value in errors(gradients, target).items()}
                 if method != "exact":
                     quantities[f"{setting}/floor_multiple"] = quantities[f"{setting}/relative_error"] / floor
-    return quantities | overall(quantities), curves
+    return quantities, curves
 
 
 def run_cell(
@@ -242,7 +287,10 @@ def run_cell(
 def run_entropy_cell(
     config: Config, seed: int, name: str, dim: int, n: int, device: torch.device
 ) -> dict[str, Float[Tensor, "r k"]]:
-    """The same for the entropy of (x, z) or of z, for the score-based methods, on the same sample sets."""
+    """Gradients of the entropy of (x, z) or of z by the score-based methods: method -> one row a sample set.
+
+    The sample sets are those of `run_cell`.
+    """
     sampled, share = _sampler(seed, name, dim, n, device)
     joint = name in JOINT_ENTROPY
     floor_repeats = max(4, share(config.floor_repeats))
@@ -275,7 +323,7 @@ def _stacked(gradients: dict[str, list[Tensor]]) -> dict[str, Float[Tensor, "r k
     return {method: torch.stack(rows).flatten(1).cpu() for method, rows in gradients.items()}
 
 
-def summarise(gradients: Float[Tensor, "r k"], truth: Float[Tensor, "k"]) -> dict[str, float]:
+def errors(gradients: Float[Tensor, "r k"], truth: Float[Tensor, "k"]) -> dict[str, float]:
     r"""Errors of estimates :math:`\hat g_r` of a gradient g, relative to its norm, and their cosine with it.
 
     Returns
@@ -296,20 +344,6 @@ def summarise(gradients: Float[Tensor, "r k"], truth: Float[Tensor, "k"]) -> dic
         variance = float(gradients.var(0).sum() / truth.square().sum())
         summary |= {"bias": math.sqrt(max(0.0, square - variance)), "spread": math.sqrt(variance)}
     return summary
-
-
-def overall(quantities: Mapping[str, float]) -> dict[str, float]:
-    """Geometric means of each method's errors and floor multiples over its cells of n samples, named all-n<n>.
-
-    Those of the information only: where Stein's identity is exact on the samples, errors of an entropy are rounding.
-    Methods that have different cells, as the peers, or one that rejects some samples, do not compare by these.
-    """
-    groups: dict[str, list[float]] = {}
-    for name, value in quantities.items():
-        method, setting, metric = name.split("/")
-        if metric in ("relative_error", "floor_multiple") and not setting.startswith("entropy-"):
-            groups.setdefault(f"{method}/all-n{setting.rsplit('-n', 1)[1]}/{metric}", []).append(value)
-    return {name: math.exp(sum(map(math.log, values)) / len(values)) for name, values in groups.items()}
 
 
 # --- estimates -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 r"""Four further measures against closed forms: conditional entropy, conditional MI, total correlation, KL divergence.
 
-Explained in :doc:`/book/10_beyond`.
+Explained in :doc:`/book/beyond`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,10 @@ from ..surrogates import (
     total_correlation_surrogate,
 )
 from ..tasks import SinhArcsinhMap, gaussian_log_prob
-from .mi_gradient import flat_gradient
+from .metrics import flat_gradient
 from .randomness import stream
 
-UNITS = {"relative_error": "1", "cosine": "1"}
+METRICS = {"relative_error": "1", "cosine": "1"}
 
 ESTIMATORS: dict[str, ScoreEstimator | None] = {"ssge": SSGE(), "default": None, "gaussian": GaussianScore()}
 LATER_CUT = {"ssge-later-cut": SSGE(energy=0.999)}  # along the curve of the condition number only
@@ -77,6 +77,18 @@ PROFILES = {
     "quick": Config(seeds=10, conditions=(3.0, 24.0), landing_scales=(0.7, 0.97, 1.0, 1.03, 1.4)),
     "full": Config(seeds=10, repeats=6, landing_repeats=16),
 }
+STUDIES: dict[str, Config] = {}
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Relative error and cosine of the gradients of every measure, law and method."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:

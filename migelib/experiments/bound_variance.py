@@ -3,12 +3,13 @@ r"""Bias and variance of variational bounds and of gradient estimates against th
 Correlated Gaussians, many batches at each true mutual information. The bounds are given their optimal critic, so that
 what is seen is due to the finite batch alone. The gradients are those in the correlation: of the bounds with the
 optimal critic held fixed, of MIGE with estimated scores, and with the exact scores.
-Explained in :doc:`/book/02_information_measures`.
+Explained in :doc:`/book/information-measures`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian
 from .randomness import stream
 
-UNITS = {"relative_bias": "1", "relative_std": "1", "relative_median_bias": "1", "log10_relative_std": "1"}
+METRICS = {"relative_bias": "1", "relative_std": "1", "relative_median_bias": "1", "log10_relative_std": "1"}
 
 # The ratio p(x, y) / p(x) p(y) has no fourth moment here (|rho| > 1/3), so that the sample variance of whatever is
 # linear in it has itself an infinite variance: its mean and std do not settle. The median and the logarithm do.
@@ -75,6 +76,7 @@ PROFILES = {
         seeds=10, information=(1, 2, 3, 4, 6, 8, 12, 16), batches=1000, ssge_batches=40, critic_streams=1000
     ),
 }
+STUDIES: dict[str, Config] = {}
 
 
 def correlation(dim: int, information: float) -> float:
@@ -99,6 +101,17 @@ def nwj_gradient_std(dim: int, information: float, n: int) -> float:
     rho = correlation(dim, information)
     transposed = (1 + dim * rho**4) / (1 + rho**2) ** (dim + 2)
     return math.sqrt(2 / (n * dim) + math.exp(2 * information) * (1 + transposed) / (dim * n * (n - 1)))
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Bias and spread of every method at every true mutual information."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:

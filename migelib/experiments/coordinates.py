@@ -1,11 +1,12 @@
 r"""Where the score is easy: the MI gradient in coordinates and with residuals that make its scores easy to estimate.
 
-Explained in :doc:`/book/08_easy_scores`.
+Explained in :doc:`/book/easy-scores`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..tasks import cast, exact_score_surrogate, pair
 from ..transforms import Gaussianise, Whitening
 from .randomness import stream
 
-UNITS = {"relative_error": "1"}
+METRICS = {"relative_error": "1"}
 
 # None is the default of the surrogates.
 METHODS: dict[str, ScoreEstimator | None] = {
@@ -59,6 +60,18 @@ PROFILES = {
     "quick": Config(seeds=16, tasks=("gauss-diagonal", "half-cube", "skew", "bimodal")),
     "full": Config(seeds=10, repeats=2),
 }
+STUDIES: dict[str, Config] = {}
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Relative error of the gradient by every method and task, and geometric means over the tasks."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -1,10 +1,11 @@
 r"""EGE against closed forms: the entropy gradient of a linear-Gaussian sampler and of a skewed, heavy-tailed one.
 
-Explained in :doc:`/book/03_entropy_gradients`.
+Explained in :doc:`/book/entropy-gradients`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 from ..scores import SSGE, GaussianScore, ScoreEstimator
 from ..surrogates import entropy_surrogate
 from ..tasks import LinearGaussian, SinhArcsinh
+from .metrics import flat_gradient
 from .randomness import stream
 
-UNITS = {"relative_error": "1", "cosine": "1", "gradient": "nat"}
+METRICS = {"relative_error": "1", "cosine": "1", "gradient": "nat"}
 
 ESTIMATORS: dict[str, ScoreEstimator] = {"ssge": SSGE(), "gaussian": GaussianScore()}
 
@@ -48,6 +50,18 @@ class Config:
 
 
 PROFILES = {"quick": Config(seeds=10, repeats=8), "full": Config(seeds=10, dims=(1, 2, 4, 8, 16, 32, 64), repeats=32)}
+STUDIES: dict[str, Config] = {}
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Relative error and cosine of the gradients, by task, dimension and estimator."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -60,7 +74,7 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
             for repeat in range(config.repeats):
                 z = task.sample(config.n, stream(seed, name, dim, repeat))
                 for method in errors:
-                    gradient = _flat_gradient(_surrogate(method, z, task), parameters)
+                    gradient = flat_gradient(_surrogate(method, z, task), parameters)
                     cosine = torch.nn.functional.cosine_similarity(gradient, truth, dim=0)
                     errors[method].append([(gradient - truth).norm() / truth.norm(), cosine])
             for method, values in errors.items():
@@ -92,8 +106,3 @@ def _surrogate(method: str, z: Float[Tensor, "n d"], task: LinearGaussian | Sinh
     if method == "exact":
         return -(task.score(z.detach()) * z).sum(-1).mean()
     return entropy_surrogate(z, ESTIMATORS[method])
-
-
-def _flat_gradient(surrogate: Float[Tensor, ""], parameters: list[Tensor]) -> Float[Tensor, "p"]:
-    gradients = torch.autograd.grad(surrogate, parameters, retain_graph=True)
-    return torch.cat([gradient.flatten() for gradient in gradients])

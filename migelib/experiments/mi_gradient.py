@@ -1,24 +1,25 @@
 r"""MIGE against closed forms, for every case of which argument depends on the parameters.
 
-Explained in :doc:`/book/05_mutual_information_gradients`.
+Explained in :doc:`/book/mutual-information-gradients`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..scores import SSGE, GaussianScore
 from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import JointGaussian, exact_score_surrogate
+from .metrics import flat_gradient
 from .randomness import stream
 
-UNITS = {"relative_error": "1", "cosine": "1"}
+METRICS = {"relative_error": "1", "cosine": "1"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,18 @@ class Config:
 
 
 PROFILES = {"quick": Config(seeds=10, repeats=6, noise_levels=(1.0, 0.1, 0.01)), "full": Config(seeds=10, repeats=64)}
+STUDIES: dict[str, Config] = {}
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Relative error and cosine of the gradients of every case and surrogate."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -131,8 +144,3 @@ def linear_pair(
     x_loading = torch.cat([b, x_noise * torch.eye(p, **options), torch.zeros(p, q, **options)], dim=1)
     z_loading = torch.cat([a, torch.zeros(q, p, **options), z_noise * torch.eye(q, **options)], dim=1)
     return JointGaussian(x_loading, z_loading), [b, a]
-
-
-def flat_gradient(value: Float[Tensor, ""], parameters: list[Tensor]) -> Float[Tensor, "p"]:
-    """Gradient of `value` in all parameters, as one vector."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])

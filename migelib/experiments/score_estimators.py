@@ -1,17 +1,17 @@
 r"""Every score estimator on the same samples: the error of the score, and that of the information gradient it gives.
 
 Entropy gradients of linear maps of Gaussian, heavy-tailed and clustered noise, whose truth is closed-form whatever the
-noise, and the toy task's information gradient. Explained in :doc:`/book/07_score_estimators`.
+noise, and the toy task's information gradient. Explained in :doc:`/book/score-estimators`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from ..kernels import median_distance, rbf
@@ -22,7 +22,7 @@ from ..tasks import CorrelatedGaussian, Gaussian, GaussianMixture, LinearMap, St
 from .randomness import stream
 from .records import MarkdownTable, Record
 
-UNITS = {"score_error": "1", "fresh_error": "1", "gradient_error": "1", "rank_correlation": "1"}
+METRICS = {"score_error": "1", "fresh_error": "1", "gradient_error": "1", "rank_correlation": "1"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ PROFILES = {
         denoising_dims=(8,),
     ),
 }
+STUDIES: dict[str, Config] = {}
 
 
 def estimators(slow: bool, denoising: bool = False) -> dict[str, ScoreEstimator]:
@@ -174,8 +175,21 @@ def task(family: str, dim: int, generator: torch.Generator) -> LinearMap:
     return LinearMap(noise, torch.eye(dim, dtype=torch.float64) + perturbation / 2)
 
 
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Errors of every estimator on every task, and the curves against the strength."""
+    return [run_seed(config, seed, device) for seed in seeds]
+
+
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Errors of every estimator on every task, and the curves against the strength, for one seed."""
+    from scipy import stats  # here, so that the module imports without SciPy
+
     quantities: dict[str, float] = {}
     curves: dict[str, np.ndarray] = {}
     for family in config.families:

@@ -1,17 +1,17 @@
 r"""How well SSGE recovers a score that is known: against dimension, samples, truncation and the shape of the density.
 
-The Gaussian score, the best affine one, is the yardstick. Explained in :doc:`/book/04_score_estimation`.
+The Gaussian score, the best affine one, is the yardstick. Explained in :doc:`/book/score-estimation`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from ..kernels import rbf
@@ -20,7 +20,7 @@ from ..scores.base import ScoreEstimator, ScoreFunction
 from ..tasks import Gaussian, GaussianMixture, StudentT
 from .randomness import stream
 
-UNITS = {"relative_error": "1", "fresh_error": "1", "stein_ratio": "1", "n_eigen": "1"}
+METRICS = {"relative_error": "1", "fresh_error": "1", "stein_ratio": "1", "n_eigen": "1"}
 
 Task = Gaussian | GaussianMixture | StudentT
 
@@ -76,6 +76,18 @@ class Config:
 
 
 PROFILES = {"quick": Config(seeds=10), "full": Config(seeds=20, sizes=(64, 128, 256, 512, 1024))}
+STUDIES: dict[str, Config] = {}
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Errors of every method on every density, and the curves of the figures."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -236,6 +248,8 @@ def truncation(dim: int, energy: float = 0.99) -> tuple[float, int]:
     count : int
         Number of eigenfunctions kept.
     """
+    from scipy import stats  # here, so that runs need no SciPy
+
     width = math.sqrt(2 * stats.chi2.median(dim))
     nodes, weights = np.polynomial.hermite_e.hermegauss(100)
     points = torch.as_tensor(nodes)

@@ -2,26 +2,26 @@ r"""The toy experiment: the gradient of the mutual information of correlated Gau
 
 Figure 1 of the MIGE paper [Wen et al., ICLR 2020] with the settings of its published code, and what that figure lacks:
 MINE with a working bias correction, and the exact scores, whose error is the Monte-Carlo floor.
-Explained in :doc:`/book/06_toy`.
+Explained in :doc:`/book/toy-gradients`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import bounds
+from .. import bounds, critics
 from ..scores import SSGE
 from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian, exact_score_surrogate
 from .randomness import seeded, stream
 
-UNITS = {"relative_error": "1", "value_relative_error": "1", "denominator_ratio": "1"}
+METRICS = {"relative_error": "1", "value_relative_error": "1", "denominator_ratio": "1"}
 
 # Relative errors of the authors' published curves, one run each: computed from the result files of the repository
 # zhouyiji/MIGE, folder toy/results. Their "MINE" is the plain Donsker-Varadhan bound.
@@ -78,8 +78,26 @@ PROFILES = {
     "quick": Config(seeds=8, bound_dims=(8,), bound_points=4, hidden=192),
     "full": Config(seeds=5),
 }
+STUDIES: dict[str, Config] = {}
 
 Bound = Callable[[Float[Tensor, "g n n"], "Tensor | None"], "tuple[Float[Tensor, 'g'], Tensor | None]"]
+
+
+def units(config: Config) -> list[Config]:
+    """The score-based methods, and the bounds of each dimension."""
+    bounds_of = [replace(config, dims=(), bound_dims=(dim,)) for dim in config.bound_dims]
+    return [replace(config, bound_dims=()), *bounds_of]
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Nothing is shared by the seeds."""
+
+
+def run_seeds(
+    config: Config, shared: None, seeds: Sequence[int], device: torch.device
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Errors and curves of every method and dimension."""
+    return [run_seed(config, seed, device) for seed in seeds]
 
 
 def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -134,7 +152,7 @@ def mige_gradient(
 def exact_score_gradient(
     dim: int, rho: Float[Tensor, "g"], n: int, generator: torch.Generator, device: torch.device
 ) -> Float[Tensor, "g"]:
-    """The same with the true scores in place of the estimates: what remains is Monte-Carlo noise."""
+    """MIGE with the true scores in place of estimates: what remains is Monte-Carlo noise."""
     rho = rho.to(device).requires_grad_()
     task = CorrelatedGaussian(dim, rho)
     x, y = task.sample(n, generator)
@@ -163,13 +181,13 @@ def train_bound(
     """
     rho = rho.to(device).requires_grad_()
     task = CorrelatedGaussian(dim, rho)
-    critics = seeded(
+    networks = seeded(
         lambda: [critics.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in rho],
         generator.initial_seed(),
     )
-    weights, _ = torch.func.stack_module_state(critics)
+    weights, _ = torch.func.stack_module_state(networks)
     weights = {name: weight.detach().to(device).requires_grad_() for name, weight in weights.items()}
-    evaluate = torch.vmap(lambda weights, x, y: torch.func.functional_call(critics[0], weights, (x, y)))
+    evaluate = torch.vmap(lambda weights, x, y: torch.func.functional_call(networks[0], weights, (x, y)))
     optimiser = torch.optim.Adam(weights.values(), lr=config.learning_rate)
     running, ratios = None, []
     for step in range(config.steps):

@@ -1,31 +1,34 @@
 """Recorded results: what a run measured, with which settings, and how far a re-run may lie from it.
 
-A record is a pair of files, `<experiment>.<profile>.json` for the quantities and `<experiment>.<profile>.npz` for the
-curves that figures need. They lie in this folder, as package data, or in the folder that the environment variable
-``MIGELIB_RECORDS`` names. Only `migelib.experiments.run` writes them.
+A record is a folder `<experiment>/<profile or study>` of three files: `meta.json` says how it was made; `values.csv`
+has one line a quantity and one column a seed (mean, standard deviation and number of seeds, in records converted from
+the first format); `curves.npz` has what figures need. Means, spreads and tolerances are computed on reading. The
+published records lie beside this file, as package data. Runs of one's own go to `directory()`, which is read first.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
 RULE = "two means of n seeds each differ by less, with probability 99.9 % (Student t)"
 ROUNDING = 1e-5
 
 
 class RecordMismatch(AssertionError):
-    """A re-run differs from its record by more than the recorded tolerance, or was made with other settings."""
+    """A re-run differs from its record by more than the tolerance, or was made with other settings."""
 
 
 @dataclass(frozen=True)
@@ -40,36 +43,47 @@ class Quantity:
         Number of seeds.
     unit : str
         "1" for a pure number, "%", "nat", ...
-    tolerance : float
-        How far the mean of a re-run with n seeds may lie from `mean`.
-    rule : str
-        Where the tolerance comes from.
+    floor : float
+        Least tolerance, for quantities that move in steps, such as accuracies on a finite test set: seeds that happen
+        to agree say nothing about another machine.
+    values : tuple of float
+        One value a seed; empty where only mean, std and n were recorded.
     """
 
     mean: float
     std: float
     n: int
     unit: str
-    tolerance: float
-    rule: str
+    floor: float = 0.0
+    values: tuple[float, ...] = ()
 
     @classmethod
     def from_seeds(cls, values: np.ndarray, unit: str, floor: float = 0.0) -> Quantity:
-        r"""Summarise one value a seed; the tolerance is :math:`t\, s \sqrt{2/n}`, but at least `ROUNDING` and `floor`.
+        """Summarise one value a seed."""
+        mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+        return cls(mean, std, len(values), unit, floor, tuple(map(float, values)))
 
-        A floor is for quantities that move in steps, such as accuracies on a finite test set: seeds that happen to
-        agree say nothing about another machine.
-        """
-        n = len(values)
-        std = float(np.std(values, ddof=1))
-        tolerance = stats.t.ppf(0.9995, 2 * n - 2) * std * math.sqrt(2 / n)
+    @property
+    def tolerance(self) -> float:
+        r"""How far the mean of a re-run may lie from `mean`: :math:`t\, s \sqrt{2/n}`, `ROUNDING` or `floor`."""
+        return max(self._spread(), self.floor)
+
+    @property
+    def rule(self) -> str:
+        """Where the tolerance comes from."""
+        return RULE if self._spread() >= self.floor else f"the least that this metric resolves: {self.floor:g}"
+
+    def _spread(self) -> float:
+        from scipy import stats  # here, so that runs need no SciPy
+
+        tolerance = stats.t.ppf(0.9995, 2 * self.n - 2) * self.std * math.sqrt(2 / self.n)
         # What differs by less is rounding in single precision: some quantities are zero in exact arithmetic.
-        tolerance = max(float(tolerance), ROUNDING * max(1.0, abs(float(np.mean(values)))))
-        rule = RULE if tolerance >= floor else f"the least that this metric resolves: {floor:g}"
-        return cls(float(np.mean(values)), std, n, unit, max(tolerance, floor), rule)
+        return max(float(tolerance), ROUNDING * max(1.0, abs(self.mean)))
 
     def prediction_interval(self, level: float = 0.99) -> tuple[float, float]:
         """Interval that holds one further run with probability `level`, if runs are normally distributed."""
+        from scipy import stats
+
         half = stats.t.ppf(0.5 + level / 2, self.n - 1) * self.std * math.sqrt(1 + 1 / self.n)
         return self.mean - half, self.mean + half
 
@@ -81,7 +95,8 @@ class Record:
     Attributes
     ----------
     experiment, profile : str
-        Its name, and that of a profile that is recorded, such as "quick", "cpu" or "full".
+        Its name, and that of the profile or study, such as "quick", "full" or "long"; "custom" for a config of one's
+        own.
     config : dict
         All settings of the run.
     made_with : dict
@@ -106,7 +121,7 @@ class Record:
         except KeyError:
             close = difflib.get_close_matches(name, self.quantities, n=5, cutoff=0)
             raise KeyError(
-                f"{self.experiment}.{self.profile} has no {name!r} among its {len(self.quantities)} quantities; "
+                f"{self.experiment}/{self.profile} has no {name!r} among its {len(self.quantities)} quantities; "
                 f"the most similar are {', '.join(close)}"
             ) from None
 
@@ -118,38 +133,123 @@ class Record:
 
 
 def directory() -> Path:
-    """Folder in which records are looked up and written."""
-    return Path(os.environ.get("MIGELIB_RECORDS") or Path(__file__).parent)
+    """Folder of one's own runs: `$MIGELIB_RECORDS`, else `migelib-records` in the working directory."""
+    return Path(os.environ.get("MIGELIB_RECORDS") or "migelib-records")
 
 
-def available() -> list[tuple[str, str]]:
-    """Names and profiles of all records there are, sorted."""
-    return sorted(tuple(path.stem.split(".")) for path in directory().glob("*.*.json"))
+def published() -> Path:
+    """Folder of the records that the book quotes, part of the package."""
+    return Path(__file__).parent
 
 
-def load(experiment: str, profile: str) -> Record:
-    """Load a record.
+def available(*folders: Path) -> list[tuple[str, str]]:
+    """Experiment and profile or study of all records in these folders, sorted; by default one's own and published."""
+    found = (path for folder in folders or (directory(), published()) for path in folder.glob("*/*/meta.json"))
+    return sorted({path.parts[-3:-1] for path in found})
+
+
+def find(experiment: str, profile: str, *folders: Path) -> Path:
+    """Folder of a record: the first of these that has it, by default one's own, then published.
 
     Raises
     ------
     FileNotFoundError
-        If that experiment has not been recorded at that profile.
+        If none has it; the message lists what there is.
     """
-    path = directory() / f"{experiment}.{profile}.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no record of {experiment!r} at profile {profile!r}; recorded are "
-            f"{', '.join('.'.join(pair) for pair in available()) or 'none'}; "
-            f"make one by: python -m migelib run {experiment} --profile {profile}"
-        )
-    content = json.loads(path.read_text())
-    quantities = {name: Quantity(**values) for name, values in content.pop("quantities").items()}
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as curves:
-        return Record(**content, quantities=quantities, curves=dict(curves))
+    folders = folders or (directory(), published())
+    for folder in folders:
+        if (folder / experiment / profile / "meta.json").exists():
+            return folder / experiment / profile
+    recorded = [pair[1] for pair in available(*folders) if pair[0] == experiment]
+    raise FileNotFoundError(
+        f"no record of {experiment!r} at {profile!r} in {' or '.join(map(str, folders))}; recorded are "
+        f"{', '.join(recorded) or 'none'}; make one by: python -m migelib run {experiment}, with its profile or study"
+    )
 
 
-def save(record: Record) -> Path:
-    """Write a record, replacing an earlier one only when both files are complete; returns the JSON file's path.
+def load(experiment: str, profile: str, *folders: Path) -> Record:
+    """Load a record from the first of these folders that has it, by default one's own, then published.
+
+    Parameters
+    ----------
+    experiment : str
+        Its name, such as "toy".
+    profile : str
+        Name of a profile or study.
+    *folders : Path
+        Where to look.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that experiment has not been recorded so.
+    ValueError
+        If a file of the record is damaged; the message names it.
+    """
+    path = find(experiment, profile, *folders)
+    meta = read_meta(path)
+    with _naming(path / "values.csv"):
+        quantities = _quantities((path / "values.csv").read_text(), meta["metrics"], len(meta["seeds"]))
+    with _naming(path / "curves.npz"):
+        curves = read_arrays(path / "curves.npz")
+    made_with = {key: value for key, value in meta.items() if key not in ("experiment", "profile", "config", "metrics")}
+    return Record(experiment, profile, meta["config"], made_with, quantities, curves)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read how a record was made: its `meta.json`; raises ValueError that names a damaged file."""
+    with _naming(path / "meta.json"):
+        meta = json.loads((path / "meta.json").read_text())
+        missing = {"config", "metrics", "device", "seeds", "date"} - meta.keys()
+        if missing:
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+    return meta
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz file; a damaged one is closed too, which NumPy alone would not do."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _quantities(text: str, metrics: dict[str, dict[str, Any]], seeds: int) -> dict[str, Quantity]:
+    """Quantities of a `values.csv`."""
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut off")
+    # By way of strings, because pandas' own parser is not exact in all versions.
+    table = pd.read_csv(io.StringIO(text), index_col="quantity", dtype=str).astype(float)
+    summarised = list(table.columns) == ["mean", "std", "n"]
+    if not (summarised or table.shape[1] == seeds) or not np.isfinite(table.to_numpy()).all():
+        raise ValueError(f"expected {seeds} finite values a line, or mean, std and n")
+    quantities = {}
+    for name, values in zip(table.index, table.to_numpy(), strict=True):
+        unit, floor = (metrics[name.split("/")[-1]][key] for key in ("unit", "floor"))
+        if summarised:
+            quantities[name] = Quantity(float(values[0]), float(values[1]), int(values[2]), unit, floor)
+        else:
+            quantities[name] = Quantity.from_seeds(values, unit, floor)
+    return quantities
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise what a damaged file leads to as a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # parsers have many ways to fail on one
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged ({reason}); restore it, or delete {path.parent} and run again") from error
+
+
+def save(record: Record, folder: Path | None = None) -> Path:
+    """Write a record, replacing an earlier one only when all is written; returns its folder.
+
+    Parameters
+    ----------
+    record : Record
+        With values of every seed.
+    folder : Path, optional
+        Where the record's folder is made, by default in `directory()`.
 
     Raises
     ------
@@ -159,21 +259,58 @@ def save(record: Record) -> Path:
     bad = [name for name, quantity in record.quantities.items() if not math.isfinite(quantity.mean)]
     if bad:
         raise ValueError(f"record: expected finite quantities, got NaN or infinity for {', '.join(sorted(bad))}")
-    path = directory() / f"{record.experiment}.{record.profile}.json"
-    content = {
-        "experiment": record.experiment,
-        "profile": record.profile,
-        "config": record.config,
-        "made_with": record.made_with,
-        "quantities": {name: asdict(quantity) for name, quantity in sorted(record.quantities.items())},
+    folder = directory() if folder is None else folder
+    metrics = {
+        name.split("/")[-1]: {"unit": quantity.unit, "floor": quantity.floor}
+        for name, quantity in sorted(record.quantities.items())
     }
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **record.curves))
-    write_atomically(path, lambda file: file.write(text.encode()))
+    head = {"experiment": record.experiment, "profile": record.profile, "config": record.config, "metrics": metrics}
+    text = json.dumps(head | record.made_with, indent=1, allow_nan=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
+        new = Path(temporary) / "record"
+        new.mkdir()
+        (new / "meta.json").write_text(text)
+        _table(record).to_csv(new / "values.csv", lineterminator="\n")
+        np.savez_compressed(new / "curves.npz", **record.curves)
+        return _replace(folder / record.experiment / record.profile, new, Path(temporary) / "earlier")
+
+
+def _table(record: Record) -> pd.DataFrame:
+    """Values of the quantities, one line each."""
+    names = sorted(record.quantities)
+    if all(record.quantities[name].values for name in names):
+        rows, columns = [record.quantities[name].values for name in names], record.made_with["seeds"]
+    else:
+        rows = [(q.mean, q.std, q.n) for q in map(record.quantities.__getitem__, names)]
+        columns = ["mean", "std", "n"]
+    table = pd.DataFrame(rows, index=pd.Index(names, name="quantity"), columns=columns)
+    return table if "n" not in columns else table.astype({"n": int})
+
+
+def _replace(path: Path, new: Path, earlier: Path) -> Path:
+    """Put the folder `new` at `path`; what was there goes to `earlier`."""
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.rename(earlier)
+    new.rename(path)
     return path
 
 
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
+def check_writable(folder: Path) -> None:
+    """Raise ValueError that names the folder where no record can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".test-"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output: cannot write to {folder} ({error.strerror}); "
+            "name another folder by --output or by the environment variable MIGELIB_RECORDS"
+        ) from error
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write` on a temporary binary file beside `path`, then rename it; on failure `path` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -187,10 +324,8 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
     temporary.replace(path)
 
 
-def check(measured: Record, prefix: str = "") -> None:
-    """Compare a run with the record of the same experiment and profile; print a table and raise when a value is off.
-
-    The table shows recorded values and tolerances only, so that it reads the same on every machine.
+def check(measured: Record, prefix: str = "", *, show_measured: bool = False) -> None:
+    """Compare a run with the published record of its experiment and profile; print a table, raise when a value is off.
 
     Parameters
     ----------
@@ -198,6 +333,8 @@ def check(measured: Record, prefix: str = "") -> None:
         A fresh run.
     prefix : str
         Compare only the quantities whose name starts with this.
+    show_measured : bool
+        Show measured values too. Without them the table reads the same on every machine.
 
     Raises
     ------
@@ -206,26 +343,30 @@ def check(measured: Record, prefix: str = "") -> None:
     RecordMismatch
         If the settings differ, a quantity is missing on either side, or one is off by more than its tolerance.
     """
-    recorded = load(measured.experiment, measured.profile)
+    recorded = load(measured.experiment, measured.profile, published())
     problems = []
     if json.loads(json.dumps(measured.config)) != recorded.config:
         problems.append(f"settings {measured.config} differ from the recorded {recorded.config}; record the run again")
-    names = {name for name in {*recorded.quantities, *measured.quantities} if name.startswith(prefix)}
+    names = sorted(name for name in {*recorded.quantities, *measured.quantities} if name.startswith(prefix))
     if not names:
         problems.append(f"no quantity starts with {prefix!r}")
     rows = []
-    for name in sorted(names):
+    for name in names:
         if name not in recorded.quantities or name not in measured.quantities:
             problems.append(f"{name} is only {'recorded' if name in recorded.quantities else 'measured'}")
             continue
         want, got = recorded[name], measured[name]
         within = abs(got.mean - want.mean) <= want.tolerance  # False for NaN
-        rows.append((name, f"{want.mean:.4g}", f"{want.tolerance:.2g}", want.unit, "within" if within else "OFF"))
+        shown = [f"{got.mean:.4g}"] if show_measured else []
+        rows.append(
+            [name, f"{want.mean:.4g}", f"{want.tolerance:.2g}", want.unit, *shown, "within" if within else "OFF"]
+        )
         if not within:
             problems.append(f"{name}: measured {got.mean:.6g}, recorded {want.mean:.6g} +/- {want.tolerance:.2g}")
-    print(_text_table(("quantity", "recorded", "tolerance", "unit", "re-run"), rows))
+    shown = ["measured"] if show_measured else []
+    print(text_table([["quantity", "recorded", "tolerance", "unit", *shown, "re-run"], *rows]))
     if problems:
-        raise RecordMismatch(f"{recorded.experiment}.{recorded.profile}:\n  " + "\n  ".join(problems))
+        raise RecordMismatch(f"{recorded.experiment}/{recorded.profile}:\n  " + "\n  ".join(problems))
 
 
 class MarkdownTable(str):
@@ -235,44 +376,8 @@ class MarkdownTable(str):
         return str(self)
 
 
-def compare(
-    names: Mapping[str, str], columns: Mapping[str, Record | None], digits: int = 3, **others: Mapping[str, str]
-) -> MarkdownTable:
-    """Table of quantities from several runs side by side, each as mean ± standard deviation.
-
-    Parameters
-    ----------
-    names : mapping
-        Quantity -> row label.
-    columns : mapping
-        Column title -> run; None for a run not made yet.
-    digits : int
-        Significant digits.
-    **others
-        Further columns, title (underscores become spaces) -> {quantity: text}.
-
-    Returns
-    -------
-    MarkdownTable
-        The second header line says of each run where and when it was made.
-    """
-
-    def cell(run: Record | None, name: str) -> str:
-        if run is None or name not in run.quantities:
-            return "–"
-        return f"{run[name].mean:.{digits}g} ± {run[name].std:.2g}"
-
-    header = ["", *(title.replace("_", " ") for title in others)]
-    header += [f"{title} ({run.origin if run else 'not run yet'})" for title, run in columns.items()]
-    rows = [header, ["---"] * len(header)]
-    for name, label in names.items():
-        rows.append(
-            [label, *(column.get(name, "–") for column in others.values()), *(cell(r, name) for r in columns.values())]
-        )
-    return MarkdownTable("\n".join("| " + " | ".join(row) + " |" for row in rows))
-
-
-def _text_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+def text_table(rows: list[list[str]]) -> str:
+    """Rows of texts as lines with aligned columns; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

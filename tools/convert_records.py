@@ -1,0 +1,172 @@
+"""Convert the records of the first format, two flat files each, to folders; nothing is run again.
+
+    python tools/convert_records.py OLD_FOLDER NEW_FOLDER [OLD_NAME ...]
+
+Every number, unit, tolerance and curve of the output is compared with what the first format's reader gives, and the
+settings with those of the profile or study of today.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from migelib.experiments import records, runner
+
+Predicate = Callable[[str], bool]
+
+
+def everything(name: str) -> bool:
+    """All quantities and curves."""
+    return True
+
+
+def part(*settings: str) -> Predicate:
+    """Quantities and curves <method>/<setting>/<metric> whose setting starts with one of these."""
+    return lambda name: any(field.startswith(settings) for field in name.split("/")[1:-1])
+
+
+def rest(*settings: str) -> Predicate:
+    """Those that `part` leaves."""
+    return lambda name: not part(*settings)(name)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a part of an old record goes: experiment, profile or study, and which quantities and curves."""
+
+    experiment: str
+    profile: str
+    quantities: Predicate = everything
+    curves: Predicate = everything
+
+
+def _same(old: str, *profiles: str) -> dict[str, list[Target]]:
+    """Records that only change their place."""
+    return {f"{old}.{profile}": [Target(old.replace("_", "-"), profile.removeprefix("cpu-"))] for profile in profiles}
+
+
+def _split(old: str, profile: str, first: str, second: str, *settings: str) -> dict[str, list[Target]]:
+    """A record of which these settings go to the experiment `first`, all others to `second`."""
+    targets = [Target(first, profile, part(*settings), part(*settings))]
+    return {f"{old}.{profile}": [*targets, Target(second, profile, rest(*settings), rest(*settings))]}
+
+
+# Records of an experiment that was split go to several targets, which must take every quantity once.
+MAPPING: dict[str, list[Target]] = {
+    **_same("bound_variance", "quick", "full"),
+    **_same("entropy_gradient", "quick", "full"),
+    **_same("score_quality", "quick", "full"),
+    **_same("mi_gradient", "quick", "full"),
+    **_same("toy", "quick", "full"),
+    **_same("score_estimators", "quick", "full"),
+    **_same("coordinates", "quick", "full"),
+    **_same("accuracy", "quick", "cpu"),
+    **_same("beyond", "quick", "full"),
+    **_same("infomax", "quick", "cpu", "cpu-large"),
+    **_split("bottleneck", "quick", "code-gradients", "bottleneck", "k16", "k64", "k256"),
+    **_split("bottleneck", "cpu", "code-gradients", "bottleneck", "k16", "k64", "k256"),
+    **_same("bottleneck", "cpu-large", "cpu-long", "cpu-noise", "cpu-layers", "cpu-tuned"),
+    "implicit_vi.quick": [Target("sampler-plane", "quick")],
+    **_split("implicit_vi", "cpu", "sampler-high", "sampler-plane", "funnel-32d", "logistic"),
+    **_split("gan", "quick", "gan-stacked", "gan-plane", "stacked"),
+    **_split("gan", "cpu", "gan-stacked", "gan-plane", "stacked"),
+    "gan.cpu-large": [Target("gan-plane", "large")],
+    **_split("autoencoder", "quick", "implicit-posterior", "wae", "posterior-"),
+    **_split("autoencoder", "cpu", "implicit-posterior", "wae", "posterior-"),
+}
+
+
+@dataclass(frozen=True)
+class OldQuantity:
+    """As in the first format."""
+
+    mean: float
+    std: float
+    n: int
+    unit: str
+    tolerance: float
+    rule: str
+
+
+def read_old(path: Path) -> tuple[dict[str, Any], dict[str, OldQuantity], dict[str, np.ndarray]]:
+    """The first format's reader: settings and origin, quantities, curves."""
+    content = json.loads(path.read_text())
+    quantities = {name: OldQuantity(**values) for name, values in content.pop("quantities").items()}
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as curves:
+        return content, quantities, dict(curves)
+
+
+def convert(path: Path, new_folder: Path) -> None:
+    """Write the records that one old record becomes, and compare them with it."""
+    content, quantities, curves = read_old(path)
+    targets = MAPPING[path.stem]
+    for name in quantities:
+        taken = [target for target in targets if target.quantities(name)]
+        assert len(taken) == 1, f"{path.stem}: {name} goes to {len(taken)} records"
+    for name in curves:
+        assert any(target.curves(name) for target in targets), f"{path.stem}: curve {name} goes nowhere"
+    for target in targets:
+        _write(target, content, quantities, curves, new_folder)
+        _compare(target, content, quantities, curves, new_folder)
+
+
+def as_pairs(value: Any) -> Any:
+    """Settings with every dict as a list of pairs: what were dicts are tuples of pairs now, so that they hash."""
+    if isinstance(value, dict):
+        return [[key, as_pairs(item)] for key, item in value.items()]
+    return [as_pairs(item) for item in value] if isinstance(value, list) else value
+
+
+def _write(target: Target, content: dict, quantities: dict, curves: dict, new_folder: Path) -> None:
+    experiment = runner.get(target.experiment)
+    config = json.loads(json.dumps(asdict(runner.scales(experiment)[target.profile])))
+    shared = config.keys() & content["config"].keys()
+    pairs = {key: (content["config"][key], config[key]) for key in shared}
+    changed = {key: (old, new) for key, (old, new) in pairs.items() if as_pairs(old) != as_pairs(new)}
+    assert not changed, f"{target.experiment}/{target.profile}: recorded and present settings differ: {changed}"
+    print(f"  not recorded: {sorted(config.keys() - shared)}; no longer: {sorted(content['config'].keys() - shared)}")
+    floors = getattr(experiment, "FLOORS", {})
+    summary = {
+        name: records.Quantity(old.mean, old.std, old.n, old.unit, floors.get(name.split("/")[-1], 0.0))
+        for name, old in quantities.items()
+        if target.quantities(name)
+    }
+    kept = {name: curve for name, curve in curves.items() if target.curves(name)}
+    record = records.Record(target.experiment, target.profile, config, content["made_with"], summary, kept)
+    records.save(record, new_folder)
+
+
+def _compare(target: Target, content: dict, quantities: dict, curves: dict, new_folder: Path) -> None:
+    new = records.load(target.experiment, target.profile, new_folder)
+    assert new.made_with == content["made_with"]
+    assert new.quantities.keys() == {name for name in quantities if target.quantities(name)}
+    for name, quantity in new.quantities.items():
+        old = quantities[name]
+        for field in ("mean", "std", "n", "unit"):
+            assert getattr(quantity, field) == getattr(old, field), (name, field)
+        np.testing.assert_allclose(quantity.tolerance, old.tolerance, rtol=1e-12, err_msg=name)
+        assert quantity.rule == old.rule, name
+        assert quantity.unit == runner.get(target.experiment).METRICS[name.split("/")[-1]], name
+    assert new.curves.keys() == {name for name in curves if target.curves(name)}
+    for name, curve in new.curves.items():
+        assert curve.dtype == curves[name].dtype
+        np.testing.assert_array_equal(curve, curves[name])
+
+
+def main(old_folder: str, new_folder: str, *names: str) -> None:
+    """Convert the named records, or all that `MAPPING` knows."""
+    for name in names or MAPPING:
+        targets = ", ".join(f"{target.experiment}/{target.profile}" for target in MAPPING[name])
+        print(f"{name} -> {targets}")
+        convert(Path(old_folder) / f"{name}.json", Path(new_folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
