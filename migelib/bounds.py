@@ -2,7 +2,7 @@ r"""Variational bounds on mutual information: pure functions of a matrix of crit
 
 Entry (i, j) of the matrix is :math:`T(x_i, z_j)`: the diagonal holds the n joint pairs, the rest the n (n - 1) pairs of
 the product of the marginals. All values are in nats.
-Derived in :doc:`/book/02_information_measures`.
+Derived in :doc:`/book/information-measures`.
 """
 
 from __future__ import annotations

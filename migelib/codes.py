@@ -3,7 +3,7 @@ r"""Codes with a known conditional, :math:`q(z \mid x_i) = N(\mu_i, \mathrm{diag
 A stochastic encoder that is reparameterised, :math:`z = \mu(x) + \sigma(x)\, \epsilon`, has a conditional density in
 closed form. Then :math:`H(z \mid x)` is exact, and only the marginal q(z) is unknown.
 A code may have batch axes: measures are then one a batch entry, and the gradient of a surrogate is that of their sum.
-Derived in :doc:`/book/12_bottleneck`.
+Derived in :doc:`/book/bottleneck`.
 """
 
 from __future__ import annotations

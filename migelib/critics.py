@@ -1,6 +1,6 @@
 r"""Critics: networks that return the matrix of values :math:`T(x_i, z_j)` which the bounds of `migelib.bounds` take.
 
-Derived in :doc:`/book/02_information_measures`.
+Derived in :doc:`/book/information-measures`.
 """
 
 from __future__ import annotations

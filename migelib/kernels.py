@@ -1,6 +1,6 @@
 r"""Kernels, their gradients and the median heuristic.
 
-Derived in :doc:`/book/04_score_estimation`.
+Derived in :doc:`/book/score-estimation`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def entropy_surrogate(
     :math:`\nabla_\theta H = -E[\nabla_z \log q(z)^\top\, \partial g_\theta / \partial\theta]`
     [Wen et al., Knowledge-Based Systems 224, 2021]. Maximise the entropy by
     ``loss = task_loss - beta * entropy_surrogate(z)``.
-    Derived in :doc:`/book/03_entropy_gradients`.
+    Derived in :doc:`/book/entropy-gradients`.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def mutual_information_surrogate(
     :math:`\nabla I = \nabla H(x) + \nabla H(z) - \nabla H(x, z)`, each by EGE; a term that depends on no parameter is
     not computed [Wen et al., ICLR 2020, eqs. 8-11]. Gradients flow through every argument that requires them.
     Maximise information by ``loss = task_loss - beta * mutual_information_surrogate(x, z)``.
-    Derived in :doc:`/book/05_mutual_information_gradients`.
+    Derived in :doc:`/book/mutual-information-gradients`.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def conditional_entropy_surrogate(
 
     :math:`\nabla H(z \mid w) = \nabla H(z, w) - \nabla H(w)`, each by EGE [Wen et al., Knowledge-Based Systems 224,
     2021]. Gradients flow through both arguments where they require them.
-    Derived in :doc:`/book/10_beyond`.
+    Derived in :doc:`/book/beyond`.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def conditional_mutual_information_surrogate(
     :math:`I(x; z \mid w) = H(x, w) + H(z, w) - H(x, z, w) - H(w)`, each by EGE, or by the chain rule
     :math:`I(x; z \mid w) = I(x; (z, w)) - I(x; w)` [Cover & Thomas, Elements of Information Theory, 2006, sec. 2.5].
     A term that depends on no parameter is not computed. Gradients flow through every argument that requires them.
-    Derived in :doc:`/book/10_beyond`.
+    Derived in :doc:`/book/beyond`.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def total_correlation_surrogate(
 
     It is zero exactly where the coordinates are independent [Watanabe, IBM Journal of Research and Development 4,
     1960]. Minimise it by ``loss = task_loss + beta * total_correlation_surrogate(z)``.
-    Derived in :doc:`/book/10_beyond`.
+    Derived in :doc:`/book/beyond`.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def kl_surrogate(
 
     :math:`\nabla \mathrm{KL} = -\nabla H(z) - \nabla E \ln p(z)`: the entropy's by EGE [Wen et al., Knowledge-Based
     Systems 224, 2021], the other as it stands. The constant of p drops out.
-    Derived in :doc:`/book/10_beyond`.
+    Derived in :doc:`/book/beyond`.
 
     Parameters
     ----------

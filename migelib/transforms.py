@@ -1,7 +1,7 @@
 r"""Invertible maps, fitted to samples: whitening, a smooth Gaussianisation of every coordinate, and compositions.
 
 A transform is a settings object; `fit(samples)` returns a map u = T(x). A score is mapped back by the chain rule,
-:math:`s_x(x) = J(x)^\top s_u(T(x)) + \nabla \ln |\det J(x)|`. Derived in :doc:`/book/08_easy_scores`.
+:math:`s_x(x) = J(x)^\top s_u(T(x)) + \nabla \ln |\det J(x)|`. Derived in :doc:`/book/easy-scores`.
 """
 
 from __future__ import annotations

@@ -70,8 +70,13 @@ MAPPING: dict[str, list[Target]] = {
     **_same("accuracy", "quick", "cpu"),
     **_same("beyond", "quick", "full"),
     **_same("infomax", "quick", "cpu", "cpu-large"),
-    **_split("bottleneck", "quick", "code-gradients", "bottleneck", "k16", "k64", "k256"),
-    **_split("bottleneck", "cpu", "code-gradients", "bottleneck", "k16", "k64", "k256"),
+    **{
+        f"bottleneck.{profile}": [
+            Target("code-gradients", profile, part("k16", "k64", "k256"), lambda name: False),
+            Target("bottleneck", profile, rest("k16", "k64", "k256")),
+        ]
+        for profile in ("quick", "cpu")
+    },
     **_same("bottleneck", "cpu-large", "cpu-long", "cpu-noise", "cpu-layers", "cpu-tuned"),
     "implicit_vi.quick": [Target("sampler-plane", "quick")],
     **_split("implicit_vi", "cpu", "sampler-high", "sampler-plane", "funnel-32d", "logistic"),
@@ -81,6 +86,45 @@ MAPPING: dict[str, list[Target]] = {
     **_split("autoencoder", "quick", "implicit-posterior", "wae", "posterior-"),
     **_split("autoencoder", "cpu", "implicit-posterior", "wae", "posterior-"),
 }
+
+
+# Settings that have another name today, by experiment; those of one that was split, by where they go.
+RENAMED: dict[str, dict[str, str]] = {
+    "bottleneck": {"average": "decay", "decay": "rate_factor", "decay_every": "rate_every"},
+    "code-gradients": {
+        "gradient_codes": "codes",
+        "gradient_n": "n",
+        "gradient_batches": "batches",
+        "gradient_past": "past",
+        "methods": "bottleneck_methods",
+    },
+    "gan-plane": {"plane": "training"},
+    "gan-stacked": {"stacked": "training", "stacked_methods": "methods", "methods": "plane_methods"},
+    "implicit-posterior": {"posterior_methods": "methods"},
+    "infomax": {"memory": "decay"},
+}
+
+
+def present(experiment: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings under their present names."""
+    names = RENAMED.get(experiment, {})
+    settings = {names.get(name, name): value for name, value in settings.items()}
+    if experiment == "gan-plane":
+        by_task = {task: found for task, found in settings["settings"].items() if task != "stacked"}
+        settings["settings"] = {f"{m}/{task}": value for task, found in by_task.items() for m, value in found.items()}
+    elif experiment == "gan-stacked":
+        settings["settings"] = settings["settings"].get("stacked", {})
+    return settings
+
+
+def present_curves(experiment: str, curves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Recorded curves under their present names: a method of `infomax` times the encoder beside its own step now."""
+    alone = curves.get("encoder/step_ms") if experiment == "infomax" else None
+    if alone is None:
+        return curves
+    curves = {name: curve for name, curve in curves.items() if name != "encoder/step_ms"}
+    timed = [name.removesuffix("/step_ms") for name in curves if name.endswith("/step_ms")]
+    return curves | {f"{method}/encoder_step_ms": alone for method in timed}
 
 
 @dataclass(frozen=True)
@@ -107,6 +151,7 @@ def convert(path: Path, new_folder: Path) -> None:
     """Write the records that one old record becomes, and compare them with it."""
     content, quantities, curves = read_old(path)
     targets = MAPPING[path.stem]
+    curves = present_curves(targets[0].experiment, curves)
     for name in quantities:
         taken = [target for target in targets if target.quantities(name)]
         assert len(taken) == 1, f"{path.stem}: {name} goes to {len(taken)} records"
@@ -127,11 +172,12 @@ def as_pairs(value: Any) -> Any:
 def _write(target: Target, content: dict, quantities: dict, curves: dict, new_folder: Path) -> None:
     experiment = runner.get(target.experiment)
     config = json.loads(json.dumps(asdict(runner.scales(experiment)[target.profile])))
-    shared = config.keys() & content["config"].keys()
-    pairs = {key: (content["config"][key], config[key]) for key in shared}
+    recorded = present(target.experiment, content["config"])
+    shared = config.keys() & recorded.keys()
+    pairs = {key: (recorded[key], config[key]) for key in shared}
     changed = {key: (old, new) for key, (old, new) in pairs.items() if as_pairs(old) != as_pairs(new)}
     assert not changed, f"{target.experiment}/{target.profile}: recorded and present settings differ: {changed}"
-    print(f"  not recorded: {sorted(config.keys() - shared)}; no longer: {sorted(content['config'].keys() - shared)}")
+    print(f"  not recorded: {sorted(config.keys() - shared)}; no longer: {sorted(recorded.keys() - shared)}")
     floors = getattr(experiment, "FLOORS", {})
     summary = {
         name: records.Quantity(old.mean, old.std, old.n, old.unit, floors.get(name.split("/")[-1], 0.0))
@@ -139,13 +185,18 @@ def _write(target: Target, content: dict, quantities: dict, curves: dict, new_fo
         if target.quantities(name)
     }
     kept = {name: curve for name, curve in curves.items() if target.curves(name)}
-    record = records.Record(target.experiment, target.profile, config, content["made_with"], summary, kept)
-    records.save(record, new_folder)
+    made_with = made(experiment, content)
+    records.save(records.Record(target.experiment, target.profile, config, made_with, summary, kept), new_folder)
+
+
+def made(experiment: Any, content: dict) -> dict[str, Any]:
+    """How a record was made; data where the experiment has some."""
+    return {k: v for k, v in content["made_with"].items() if k != "data" or hasattr(experiment, "data_source")}
 
 
 def _compare(target: Target, content: dict, quantities: dict, curves: dict, new_folder: Path) -> None:
     new = records.load(target.experiment, target.profile, new_folder)
-    assert new.made_with == content["made_with"]
+    assert new.made_with == made(runner.get(target.experiment), content)
     assert new.quantities.keys() == {name for name in quantities if target.quantities(name)}
     for name, quantity in new.quantities.items():
         old = quantities[name]

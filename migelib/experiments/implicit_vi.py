@@ -2,7 +2,7 @@ r"""Fitting an implicit sampler to an energy: :math:`\min \mathrm{KL}(q \,\|\, p
 
 The entropy half of the EGE paper [Wen et al., Knowledge-Based Systems 224, 2021] against no entropy term, against
 AR-DAE [Lim et al., ICML 2020] at equal steps and at equal time, and against a normalising flow, which has a density.
-Explained in :doc:`/book/13_implicit_vi`.
+Explained in :doc:`/book/implicit-vi`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""The default: a density fitted by likelihood in coordinates chosen by likelihood, and its exact scores.
 
-Derived in :doc:`/book/08_easy_scores`.
+Derived in :doc:`/book/easy-scores`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Adaptive:
     marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
     estimated gradient is that of the plug-in information, whose bias does not depend on the parameters, so
     that the gradient has none.
-    Derived in :doc:`/book/08_easy_scores`.
+    Derived in :doc:`/book/easy-scores`.
 
     Parameters
     ----------
@@ -432,7 +432,7 @@ def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
     of the size that its own error would call for (Ledoit and Wolf's) biases it badly. One is needed to n = d + 4 only:
     with more samples the inverse covariance has a finite variance. It is a share :math:`3 / n^2` of the coordinates'
     variances, the size of the smallest eigenvalue that n samples of n independent coordinates have [Edelman, SIAM
-    Journal on Matrix Analysis and Applications 9, 1988]. Explained in :doc:`/book/08_easy_scores`.
+    Journal on Matrix Analysis and Applications 9, 1988]. Explained in :doc:`/book/easy-scores`.
     """
     n, dim = u.shape[-2:]
     mean = u.mean(-2, keepdim=True)

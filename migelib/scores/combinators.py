@@ -43,7 +43,7 @@ class Residual:
 
     The residual obeys :math:`E[r\, \phi] = -E[\nabla\phi + s_b\, \phi]`; the kernel method solves it as it solves
     Stein's identity, so its regularisation shrinks towards the base instead of towards zero.
-    Derived in :doc:`/book/08_easy_scores`.
+    Derived in :doc:`/book/easy-scores`.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class SumScore:
 class Transformed:
     r"""Estimate the score of u = T(x), and map it back: :math:`s_x = J^\top s_u(T(x)) + \nabla \ln |\det J|`.
 
-    Derived in :doc:`/book/08_easy_scores`.
+    Derived in :doc:`/book/easy-scores`.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class Selected:
 
     Samples i, i + folds, i + 2 folds, ... form a fold, so the samples' order must carry no information. The chosen
     candidate is then fitted to all samples.
-    Derived in :doc:`/book/08_easy_scores`.
+    Derived in :doc:`/book/easy-scores`.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ class GaussianScore:
     Without shrinkage the covariance is the maximum-likelihood one (divided by n), so Stein's identity
     :math:`\frac1n \sum_i \hat s(x_i) x_i^\top = -I` holds exactly on the samples. Exact in the limit for Gaussian data
     only; for other data it is the best affine score in the sense of score matching [Hyvarinen, JMLR 2005, sec. 3.1].
-    Derived in :doc:`/book/04_score_estimation`.
+    Derived in :doc:`/book/score-estimation`.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ class KDE:
     r"""Score of the Gaussian kernel density estimate: the mean shift :math:`(\sum_j w_j(x)\, x_j - x) / h^2`.
 
     The weights :math:`w_j(x)` are the softmax of :math:`-\|x - x_j\|^2 / 2 h^2`. Consistent, but its error grows
-    quickly with the dimension. Derived in :doc:`/book/07_score_estimators`.
+    quickly with the dimension. Derived in :doc:`/book/score-estimators`.
 
     Parameters
     ----------

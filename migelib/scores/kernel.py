@@ -5,7 +5,7 @@ All solve :math:`\hat L \hat s = -\hat\zeta` in a reproducing-kernel space, wher
 :math:`\hat\zeta = \frac1n \sum_j \mathrm{div}_{x_j} K(x_j, \cdot)` come from Stein's identity, and
 differ in the filter :math:`g_\lambda` that replaces the inverse of :math:`\hat L`,
 :math:`\hat s = -g_\lambda(\hat L)\, \hat\zeta` [Zhou, Shi & Zhu, ICML 2020, sec. 3].
-Derived in :doc:`/book/07_score_estimators`.
+Derived in :doc:`/book/score-estimators`.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Stein(KernelEstimator):
     [Li & Turner, ICLR 2018.] In the reproducing-kernel view it is Tikhonov regularisation restricted to the
     span of :math:`K(\cdot, x_j)`, with :math:`\eta = n \lambda`: at the samples it equals `Tikhonov`. New points
     get the Nystrom extension :math:`\hat s(x) = K(x, X) K^{+} \hat s(X)`; eigenvalues at rounding level are dropped.
-    Derived in :doc:`/book/07_score_estimators`.
+    Derived in :doc:`/book/score-estimators`.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ class Tikhonov(KernelEstimator):
     estimator [Sriperumbudur et al., JMLR 2017]. By the push-through identity
     :math:`\hat s(x) = \frac1\lambda [K(x, X) (K + n \lambda I)^{-1} \hat\zeta(X) - \hat\zeta(x)]`. The diagonal kernel
     needs one n x n Cholesky factor, the curl-free one conjugate gradients.
-    Derived in :doc:`/book/07_score_estimators`.
+    Derived in :doc:`/book/score-estimators`.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ class Landweber(KernelEstimator):
 
     Early stopping regularises: t steps act like a ridge of 1 / t [Zhou, Shi & Zhu, ICML 2020, sec. 3]. The step
     size 1 is safe, as the eigenvalues of :math:`\hat L` lie in [0, 1].
-    Derived in :doc:`/book/07_score_estimators`.
+    Derived in :doc:`/book/score-estimators`.
 
     Parameters
     ----------
@@ -318,7 +318,7 @@ class NuMethod(KernelEstimator):
     r"""The :math:`\nu`-method, an accelerated Landweber iteration: t steps act like a ridge of :math:`1 / t^2`.
 
     [Zhou, Shi & Zhu, ICML 2020, sec. 3; Engl, Hanke & Neubauer, 1996, sec. 6.3.]
-    Derived in :doc:`/book/07_score_estimators`.
+    Derived in :doc:`/book/score-estimators`.
 
     Parameters
     ----------

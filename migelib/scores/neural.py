@@ -80,7 +80,7 @@ class DenoisingScore:
     Without a `state` every `fit` trains a new network from the same seed, and the same samples give the same score.
     With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model.
     Samples are standardised, coordinate by coordinate. In inference mode it trains all the same; inside a transform of
-    `torch.func` it cannot, and raises RuntimeError. Derived in :doc:`/book/07_score_estimators`.
+    `torch.func` it cannot, and raises RuntimeError. Derived in :doc:`/book/score-estimators`.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ class SSGE:
     The score is expanded in the leading eigenfunctions of an RBF kernel; Stein's identity gives the coefficients
     [Shi, Sun & Zhu, ICML 2018, eqs. 12-15]. With no arguments this is the setting of the MIGE paper. An instance
     holds settings only: `fit` returns a new function.
-    Derived in :doc:`/book/04_score_estimation`.
+    Derived in :doc:`/book/score-estimation`.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class SSGE:
         Kernel width in the units of the samples; by default the median of all pairwise distances.
     median_factor : float
         Multiply the default width by this; in low dimension, where densities have structure at a finer scale than
-        their extent, less than 1 (see :doc:`/book/13_implicit_vi`).
+        their extent, less than 1 (see :doc:`/book/implicit-vi`).
     shrinkage : bool
         Multiply every coefficient by its positive-part James-Stein factor, :math:`(1 - v_j / \|\hat\beta_j\|^2)_+`
         with the estimated variance :math:`v_j` of :math:`\hat\beta_j`: a coefficient that its own Monte-Carlo noise

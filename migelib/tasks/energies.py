@@ -1,7 +1,7 @@
 r"""Targets given by an energy: an unnormalised log density, and what is needed to judge a sampler of it.
 
 A plane target has a box that holds all but a negligible part of its mass, so that divergences are sums over cells.
-Explained in :doc:`/book/13_implicit_vi`.
+Explained in :doc:`/book/implicit-vi`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def test_entropy_gradient_of_a_gaussians_scale(scale, device):
 
 
 def test_gaussian_score_gives_the_exact_entropy_gradient_of_a_linear_sampler(generator):
-    """Sampling errors cancel, see book/03_entropy_gradients: the only error is rounding."""
+    """Sampling errors cancel, see book/entropy-gradients: the only error is rounding."""
     loading = torch.randn(5, 5, dtype=torch.float64, generator=generator).requires_grad_()
     task = LinearGaussian(loading)
     surrogate = entropy_surrogate(task.sample(20, generator), GaussianScore())
