@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from functools import wraps
 
 import torch
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .scores import DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores import Adaptive, DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
 from .scores.base import outside_inference_mode
 from .validation import check_log_prob, check_pair, check_samples, check_spread
 
@@ -323,8 +324,12 @@ def _information(
     if not (_needs_gradient(x) or _needs_gradient(z)):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
-        differences = _held_fixed(estimator.fit_pair, x, z)
-        parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if _needs_gradient(v)]
+        needed = _needs_gradient(x), _needs_gradient(z)
+        fit_pair = estimator.fit_pair
+        if isinstance(estimator, Adaptive):  # a variable without a gradient, such as labels, need have no density
+            fit_pair = partial(fit_pair, wanted=needed)
+        differences = _held_fixed(fit_pair, x, z)
+        parts = [_contract(d, v) for d, v, need in zip(differences, (x, z), needed, strict=True) if need]
         return sum(parts, z.new_zeros(()))
     return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)
 
