@@ -13,8 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from jaxtyping import Float

@@ -129,10 +129,11 @@ class Adaptive:
     that the gradient has none.
 
     No density holds a coordinate with atoms (the zeros of a ReLU), and a density fitted to it has a score of any size.
-    Nor do the samples resolve one that is steep, as behind a leaky ReLU or a saturated tanh, and a code without noise
-    has an infinite information with its input. There, for each batch entry, a kernel estimator answers instead, `SSGE`
-    with variables brought to one scale, with a warning. Of a pair only the variables that need a gradient count. A coordinate that is a linear function of others (the last of a softmax's or layer norm's, up
-    to a map) adds no information, and its score is zero.
+    Nor do the samples resolve one that is steep, as behind a leaky ReLU or a saturated tanh. For such batch entries a
+    kernel estimator answers instead, `SSGE` with the variables brought to one scale, with a warning. A code without
+    noise has an infinite information with its input: where its coordinates are linear in it, the gradient of their
+    entropy is left, with a warning. Of a pair only the variables that need a gradient count. A coordinate that is a
+    linear function of others adds no information, and its score is zero.
     Derived in :doc:`/book/08_easy_scores`.
 
     Parameters
@@ -697,8 +698,8 @@ def mixture_penalty(n: int, dim: int, k: int) -> float:
     Akaike's penalty, p for p further parameters, is what they gain on data that need none, p / 2 where n is large, and
     as much again. Of n a few times d they gain more: as parts of n / k samples of one Gaussian, by Bartlett's
     decomposition of a Wishart matrix, :math:`g = n (h(n) - h(n / k))` with
-    :math:`h(m) = \frac12 \sum_{j \le d} \psi(\tfrac{m - j}2) - \frac d2 \ln \tfrac m2`. The penalty is g + p / 2 and three
-    standard deviations: a gain of half a chi-squared has its mean g as its variance.
+    :math:`h(m) = \frac12 \sum_{j \le d} \psi(\tfrac{m - j}2) - \frac d2 \ln \tfrac m2`. The penalty is g + p / 2 and
+    three standard deviations: a gain of half a chi-squared has its mean g as its variance.
     """
 
     def half_log_det(m: float) -> float:
