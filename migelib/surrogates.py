@@ -13,14 +13,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .scores import ESTIMATORS, DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores import ESTIMATORS, Adaptive, DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
 from .scores.base import outside_inference_mode
 from .validation import check_log_prob, check_pair, check_samples, check_spread, fused_checks, settle_checks
 
@@ -333,8 +333,12 @@ def _information(
     if not (_needs_gradient(x) or _needs_gradient(z)):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
-        differences = _held_fixed(estimator, estimator.fit_pair, x, z)
-        parts = [_contract(d, v) for d, v in zip(differences, (x, z), strict=True) if _needs_gradient(v)]
+        needed = _needs_gradient(x), _needs_gradient(z)
+        fit_pair = estimator.fit_pair
+        if isinstance(estimator, Adaptive):  # a variable without a gradient, such as labels, need have no density
+            fit_pair = partial(fit_pair, wanted=needed)
+        differences = _held_fixed(estimator, fit_pair, x, z)
+        parts = [_contract(d, v) for d, v, need in zip(differences, (x, z), needed, strict=True) if need]
         return sum(parts, z.new_zeros(()))
     return _entropy(estimator, x) + _entropy(estimator, z) - _entropy(estimator, x, z)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .adaptive import Adaptive, AdaptiveScore, EllipticalMixture
+from .adaptive import Adaptive, AdaptiveScore, EllipticalMixture, NoDensityWarning
 from .base import PairScoreEstimator, ScoreEstimator, ScoreFunction
 from .combinators import Residual, Selected, Transformed, score_divergence, score_matching_loss
 from .gaussian import AffineScore, GaussianScore
@@ -67,6 +67,7 @@ __all__ = [
     "KernelScore",
     "Landweber",
     "NeuralScore",
+    "NoDensityWarning",
     "NuMethod",
     "PairScoreEstimator",
     "Residual",
