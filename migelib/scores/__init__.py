@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from .adaptive import Adaptive, AdaptiveScore, EllipticalMixture, NoDensityWarning
+from .adaptive import Adaptive, AdaptiveScore
 from .base import PairScoreEstimator, ScoreEstimator, ScoreFunction
 from .combinators import Residual, Selected, Transformed, score_divergence, score_matching_loss
 from .gaussian import AffineScore, GaussianScore
+from .guards import NoDensityWarning
 from .kde import KDE, DensityScore
 from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
+from .mixtures import EllipticalMixture
 from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
 from .ssge import SSGE, SpectralScore
 

@@ -18,7 +18,7 @@ from migelib.scores import (
     as_estimator,
     score_divergence,
 )
-from migelib.scores.adaptive import WideGaussian, fit_gaussian
+from migelib.scores.mixtures import WideGaussian, fit_gaussian
 from migelib.tasks import CorrelatedGaussian, exact_score_surrogate, pair
 
 
