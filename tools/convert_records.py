@@ -102,6 +102,10 @@ RENAMED: dict[str, dict[str, str]] = {
     "gan-stacked": {"stacked": "training", "stacked_methods": "methods", "methods": "plane_methods"},
     "implicit-posterior": {"posterior_methods": "methods"},
     "infomax": {"memory": "decay"},
+    "sampler-high": {
+        **{"high_steps": "steps", "high_hidden": "hidden", "high_equal_time": "equal_time"},
+        **{name: f"plane_{name}" for name in ("steps", "hidden", "equal_time", "targets")},
+    },
 }
 
 

@@ -55,6 +55,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self.generators)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are drawn."""
+        return self.generators[0].device
+
     def draw(self, sample: Callable[[torch.Generator], Tensor]) -> Tensor:
         """Stack what `sample` draws from the generator of each seed."""
         return torch.stack([sample(generator) for generator in self.generators])
