@@ -1,20 +1,8 @@
-"""With MIGELIB_LIBRARY_ALONE set, what only the book and its experiments need is as if not installed."""
+"""Runs the library's tests alone where MIGELIB_LIBRARY_ALONE is set."""
 
 import os
-import sys
 
-# The packages of the extras `experiments` and `book`, by the names that they are imported under.
-FORBIDDEN = {
-    *("IPython", "jupyter_book", "matplotlib", "mlxtend", "pandas", "pooch", "scipy", "seaborn", "sklearn", "sphinx"),
-    *("tqdm", "zuko"),
-}
-
-
-def forbid() -> None:
-    """Make every import of a forbidden package raise ModuleNotFoundError."""
-    for name in FORBIDDEN:
-        sys.modules[name] = None
-
+from alone import forbid
 
 if os.environ.get("MIGELIB_LIBRARY_ALONE"):
     forbid()

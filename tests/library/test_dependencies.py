@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import FORBIDDEN
+from alone import FORBIDDEN
 
 import migelib
 
@@ -22,7 +22,7 @@ LIBRARY = sorted(
 
 def alone(code: str) -> subprocess.CompletedProcess:
     """Run code in a new interpreter without the forbidden packages."""
-    start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest; conftest.forbid()\n"
+    start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import alone; alone.forbid()\n"
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
 
 
