@@ -14,6 +14,7 @@ from torch import Tensor
 from ..kernels import median_distance
 from ..transforms import Gaussianise
 from ..validation import check_count, check_pair, check_points, check_samples, check_spread, fused_checks
+from .base import ScoreFunction
 from .guards import (
     HAS_ATOMS,
     IS_DEPENDENT,
@@ -27,6 +28,7 @@ from .guards import (
     noise_free,
     warn,
 )
+from .kernel import Tikhonov
 from .mixtures import (
     EllipticalMixture,
     WideGaussian,
@@ -44,6 +46,7 @@ from .ssge import SSGE, SpectralScore
 # These are measured, not derived.
 FUNCTIONS = 10  # samples for each function of a residual that a single component does not call for
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
+DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms; on ReLU codes, not on `tasks.PAIRS`
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,11 @@ class Adaptive:
 
     No density holds a coordinate with atoms (the zeros of a ReLU), and a density fitted to it has a score of any size.
     Nor do the samples resolve one that is steep, as behind a leaky ReLU or a saturated tanh. For such batch entries a
-    kernel estimator answers instead, `SSGE` with the variables brought to one scale, with a warning. A code without
-    noise has an infinite information with its input: where its coordinates are linear in it, the gradient of their
-    entropy is left, with a warning. Of a pair only the variables that need a gradient count. A coordinate that is a
-    linear function of others adds no information, and its score is zero.
+    kernel estimator answers instead, `Tikhonov` for atoms and `SSGE` for steep coordinates, with the variables brought
+    to one scale, and with a warning. A code without noise has an infinite information with its input: where its
+    coordinates are linear in it, the gradient of their entropy is left, with a warning. Of a pair only the variables
+    that need a gradient count. A coordinate that is a linear function of others adds no information, and its score is
+    zero.
     Derived in :doc:`/book/easy-scores`.
 
     Parameters
@@ -160,13 +164,12 @@ class Adaptive:
         samples = samples.detach().double()  # a nearly noise-free encoder has a condition number beyond float32
         origin = samples[..., :1, :]
         samples = samples - origin  # a coordinate without spread is zero exactly
-        reasons[HAS_ATOMS] = guarded = has_atoms(samples)
+        reasons[HAS_ATOMS] = atoms = has_atoms(samples)
         maps = self._maps(samples)
         choices = [_coordinates(fitted, samples) for fitted in maps]
         choice, (u, _), model = self._select([(c,) for c in choices])
         residual = _residual(u, model, _resolved(u, u.shape[-1]))
-        reasons[IS_STEEP] = steep = ~guarded & is_unresolved(samples, choices[1].slope, choice == 1)
-        guarded = guarded | steep
+        reasons[IS_STEEP] = steep = ~atoms & is_unresolved(samples, choices[1].slope, choice == 1)
         start = torch.zeros_like(samples[..., :1, :])
         plain = AdaptiveScore(
             maps=tuple(maps),
@@ -176,12 +179,12 @@ class Adaptive:
             origin=start,
             kept=None,
             correction=None,
-            fallback=None,
+            fallbacks=(),
             dtype=samples.dtype,
         )
-        fallback = _Fallback(guarded, _Kernel.fit(samples)) if bool(guarded.any()) else None
+        fallbacks = _fallbacks(samples, atoms, steep)
         correction = _Correction.fit(samples, plain(samples))
-        return replace(plain, origin=origin, correction=correction, fallback=fallback, dtype=dtype)
+        return replace(plain, origin=origin, correction=correction, fallbacks=fallbacks, dtype=dtype)
 
     @fused_checks()
     @torch.no_grad()
@@ -236,10 +239,12 @@ class Adaptive:
                 if needed:
                     why[IS_STEEP] = ~guarded & is_unresolved(v, mapped.slope, chosen)
             guarded = any_reason(reasons, nowhere)
-        if bool(guarded.all()):
-            difference = _kernel_pair(x, z)
-        elif bool(guarded.any()):
-            difference = torch.where(guarded[..., None, None], _kernel_pair(x, z), difference)
+        else:
+            difference = torch.zeros_like(torch.cat([x, z], -1))
+        atoms = any_reason([{HAS_ATOMS: why[HAS_ATOMS]} for why in reasons if why], nowhere)
+        for where, kind in ((atoms, True), (guarded & ~atoms, False)):
+            if bool(where.any()):
+                difference = torch.where(where[..., None, None], _kernel_pair(x, z, kind), difference)
         parts = difference.tensor_split([x.shape[-1]], -1)
         for part, v, other, where in zip(parts, (x, z), (z, x), still, strict=True):
             for entry in map(tuple, where.any(-1).nonzero().tolist()):
@@ -391,7 +396,7 @@ class AdaptiveScore:
         Coordinates that the score depends on, where they are not all; those that the samples do not vary in have none.
     correction : _Correction or None
         Affine, with which Stein's identity holds on the samples for affine functions.
-    fallback : _Fallback or None
+    fallbacks : tuple of _Fallback
         What answers in batch entries whose samples no density holds.
     dtype : torch.dtype
         Of the points and of the scores; everything is computed in float64.
@@ -404,7 +409,7 @@ class AdaptiveScore:
     origin: Tensor
     kept: Tensor | None
     correction: _Correction | None
-    fallback: _Fallback | None
+    fallbacks: tuple[_Fallback, ...]
     dtype: torch.dtype
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
@@ -424,8 +429,8 @@ class AdaptiveScore:
         if self.residual is not None:
             score = score + self.residual(u)
         score = slope * score + curvature / slope + correction
-        if self.fallback is not None:
-            score = torch.where(self.fallback.where[..., None, None], self.fallback.score(points), score)
+        for fallback in self.fallbacks:
+            score = torch.where(fallback.where[..., None, None], fallback.score(points), score)
         score = score.to(self.dtype)
         return score if self.kept is None else among(score, self.kept, self.origin.shape[-1])
 
@@ -465,15 +470,18 @@ class _Correction:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """Score by `SSGE` of samples without a density; its width leaves out the pairs that coincide."""
+    """Kernel score of samples without a density; its width leaves out the pairs that coincide."""
 
     unit: Tensor
-    score: SpectralScore
+    score: ScoreFunction
 
     @classmethod
-    def fit(cls, samples: Tensor) -> _Kernel:
+    def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
+        """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
+        n, dim = samples.shape[-2:]
         unit = _distance(samples)
-        return cls(unit, SSGE(width=1.0).fit(samples / unit))
+        estimator = Tikhonov(ridge=DAMPING / (n * dim**2), width=2.0) if atoms else SSGE(width=1.0)
+        return cls(unit, estimator.fit(samples / unit))
 
     def __call__(self, points: Tensor) -> Tensor:
         return self.score(points / self.unit) / self.unit
@@ -481,10 +489,15 @@ class _Kernel:
 
 @dataclass(frozen=True)
 class _Fallback:
-    """A score for some batch entries only."""
+    """A score for some batch entries only: those with atoms, or those that are steep."""
 
     where: Bool[Tensor, "*batch"]
     score: _Kernel
+
+
+def _fallbacks(samples: Tensor, atoms: Bool[Tensor, "*batch"], steep: Bool[Tensor, "*batch"]) -> tuple[_Fallback, ...]:
+    kinds = ((atoms, True), (steep, False))
+    return tuple(_Fallback(where, _Kernel.fit(samples, kind)) for where, kind in kinds if bool(where.any()))
 
 
 def _distance(samples: Tensor) -> Float[Tensor, "*batch 1 1"]:
@@ -493,12 +506,12 @@ def _distance(samples: Tensor) -> Float[Tensor, "*batch 1 1"]:
     return torch.where(distance > 0, distance, torch.nan).nanmedian(-1).values[..., None, None]
 
 
-def _kernel_pair(x: Tensor, z: Tensor) -> Tensor:
+def _kernel_pair(x: Tensor, z: Tensor, atoms: bool) -> Tensor:
     """Joint minus marginal score by kernels, each variable at the scale of its median distance by root d."""
     units = [_distance(v) / v.shape[-1] ** 0.5 for v in (x, z)]
     x, z = x / units[0], z / units[1]
-    joint = torch.cat([x, z], -1)
-    difference = _Kernel.fit(joint)(joint) - torch.cat([_Kernel.fit(x)(x), _Kernel.fit(z)(z)], -1)
+    joint, x_score, z_score = (_Kernel.fit(v, atoms)(v) for v in (torch.cat([x, z], -1), x, z))
+    difference = joint - torch.cat([x_score, z_score], -1)
     split = x.shape[-1]
     return torch.cat([difference[..., :split] / units[0], difference[..., split:] / units[1]], -1)
 
