@@ -125,7 +125,7 @@ def bottleneck():
 
 
 def samplers():
-    record = load("implicit_vi", "cpu")
+    record, high = load("sampler-plane", "cpu"), load("sampler-high", "cpu")
 
     def extent(method):
         values = [record[f"{method}/{target}/kl"].mean for target in record.config["targets"]]
@@ -137,7 +137,7 @@ def samplers():
         + f", a setting chosen on four of the eight, {extent('ar-dae-5-equal-time')} by AR-DAE in the same time, "
         f"{extent('ssge-paper')} by `SSGE()`, {extent('flow')} by a normalising flow."
     )
-    default, ssge = (1e3 * np.median(record.curves[f"{name}/logistic/step_seconds"]) for name in ("ege", "ssge-paper"))
+    default, ssge = (1e3 * np.median(high.curves[f"{name}/logistic/step_seconds"]) for name in ("ege", "ssge-paper"))
     yield f"a step takes {default:.0f} ms, and {ssge:.0f} by `SSGE()`"
 
 
