@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 run: $(INSTALLED)
-	$(BIN)/jupyter execute --inplace book/*.ipynb
+	$(BIN)/python tools/execute.py book/*.ipynb
 
 lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest

@@ -42,13 +42,19 @@ class Difference:
         """Whether the interval excludes zero, so that the better of the two may be called so."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def marked(self) -> str:
+        """The text in Markdown, bold where the interval excludes zero."""
+        return f"**{self}**" if self.better else str(self)
+
     def __str__(self) -> str:
         """Such as "-0.11 [-0.15, -0.07]": digits by the interval's width, so many that no end reads zero falsely."""
         half = (self.high - self.low) / 2
-        digits = max(0, math.ceil(-math.log10(half))) if half > 0 else 3
+        digits = max(0, math.ceil(-math.log10(half / 3))) if half > 0 else 3  # half the width is three units or more
         while self.better and digits < 12 and not min(abs(round(end, digits)) for end in (self.low, self.high)):
             digits += 1
-        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
 
 
 def difference(a: Quantity | Sequence[float], b: Quantity | Sequence[float]) -> Difference:
@@ -74,7 +80,7 @@ def difference(a: Quantity | Sequence[float], b: Quantity | Sequence[float]) -> 
     Examples
     --------
     >>> print(difference([1.0, 1.2, 1.1], [2.0, 2.1, 2.2]))
-    -1.0 [-1.2, -0.8]
+    -1.00 [-1.25, -0.75]
     """
     from scipy import stats  # here, so that runs need no SciPy
 
@@ -94,20 +100,26 @@ def difference(a: Quantity | Sequence[float], b: Quantity | Sequence[float]) -> 
     return Difference(mean, mean - half, mean + half, min(a.n, b.n), paired)
 
 
-def differences(pairs: Mapping[str, tuple[Quantity, Quantity]]) -> MarkdownTable:
-    """Table of differences; bold where the interval excludes zero, and a last line says how many comparisons it makes.
+def differences(rows: Mapping[str, Mapping[str, Sequence | None]]) -> MarkdownTable:
+    """Table of differences with their 95 % intervals; a last line says how many comparisons it makes.
 
     Parameters
     ----------
-    pairs : mapping
-        Row label -> (a, b), of which the difference a - b is shown.
+    rows : mapping
+        Row label -> {column title: (a, b)}, of which the difference a - b is shown, bold where the interval excludes
+        zero; a dash for None, and where a row lacks a column.
     """
-    rows = [["", "difference, 95 % interval"], ["---"] * 2]
-    for label, pair in pairs.items():
-        found = difference(*pair)
-        rows.append([label, f"**{found}**" if found.better else str(found)])
-    note = f"{len(pairs)} comparisons, each at 95 %; bold where the interval excludes zero."
-    return MarkdownTable(f"{markdown(rows)}\n\n{note}")
+    titles = list(dict.fromkeys(title for row in rows.values() for title in row))
+    lines = [["", *titles], ["---"] * (1 + len(titles))]
+    for label, row in rows.items():
+        lines.append([label, *(difference(*row[title]).marked if row.get(title) else "–" for title in titles)])
+    comparisons = sum(pair is not None for row in rows.values() for pair in row.values())
+    return MarkdownTable(f"{markdown(lines)}\n\n{note(comparisons)}")
+
+
+def note(comparisons: int) -> str:
+    """What stands below a table of so many differences."""
+    return f"{comparisons} mean differences with their 95 % intervals; bold where the interval excludes zero."
 
 
 def table(

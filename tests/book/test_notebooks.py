@@ -30,6 +30,8 @@ def defects(notebook: dict) -> list[str]:
             found.append("the output of a check is ignored")
         if "NBVAL" in source:
             found.append("a marker for nbval that a reader sees; it has tags")
+    if any("execution" in cell["metadata"] for cell in cells):
+        found.append("times of execution, which fill a diff; `make run` leaves none")
     for cell in cells:
         for output in cell["outputs"]:
             if output["output_type"] == "error" or output.get("name") == "stderr":
@@ -76,6 +78,7 @@ CHECK = code_cell("records.check(live)", 2)
         ([code_cell("import migelib", 1), CHECK], "first cell"),
         ([FIRST, code_cell("records.check(live)", 2, tags=["nbval-ignore-output"])], "ignored"),
         ([FIRST, code_cell("# NBVAL_IGNORE_OUTPUT\n1 + 1", 2), CHECK], "marker"),
+        ([FIRST, CHECK | {"metadata": {"execution": {"iopub.status.busy": "2026-01-01"}}}], "times of execution"),
         ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "error"}])], "error"),
         ([FIRST, CHECK, code_cell("x", 3, [{"output_type": "stream", "name": "stderr"}])], "stderr"),
         ([FIRST, CHECK, code_cell("open('/home/me/x')", 3)], "path /home/me/x"),

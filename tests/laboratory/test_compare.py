@@ -57,6 +57,7 @@ def test_one_value_has_no_interval():
         (compare.Difference(-0.11, -0.15, -0.07, 5, True), "-0.11 [-0.15, -0.07]"),
         (compare.Difference(2.04, 0.04, 4.04, 5, True), "2.04 [0.04, 4.04]"),  # an end above zero does not read 0
         (compare.Difference(12.0, -30.0, 54.0, 5, True), "12 [-30, 54]"),
+        (compare.Difference(-0.04, -1.3, 1.22, 5, True), "0.0 [-1.3, 1.2]"),  # two digits where one would say little
         (compare.Difference(1.0, 1.0, 1.0, 2, True), "1.000 [1.000, 1.000]"),
     ],
 )
@@ -65,11 +66,14 @@ def test_text(found, text):
 
 
 def test_table_says_how_many_comparisons_it_makes():
-    pairs = {"a": (quantity([1.0, 2.0, 3.0]), quantity([2.0, 3.1, 4.0])), "b": (quantity([1.0, 2.0]),) * 2}
-    lines = compare.differences(pairs).splitlines()
-    assert lines[2] == f"| a | **{compare.difference(*pairs['a'])}** |"
-    assert lines[3].startswith("| b | 0.000 [")
-    assert lines[-1].startswith("2 comparisons, each at 95 %")
+    pair = quantity([1.0, 2.0, 3.0]), quantity([2.0, 3.1, 4.0])
+    rows = {"n": {"x": None, "y": pair}, "a": {"x": pair, "y": pair}, "b": {"y": (quantity([1.0, 2.0]),) * 2}}
+    lines = compare.differences(rows).splitlines()
+    assert lines[0] == "|  | x | y |"
+    assert lines.pop(2) == f"| n | – | **{compare.difference(*pair)}** |"
+    assert lines[2] == f"| a | **{compare.difference(*pair)}** | **{compare.difference(*pair)}** |"
+    assert lines[3].startswith("| b | – | 0.000 [")
+    assert lines[-1].startswith("4 mean differences")
 
 
 def test_coverage():

@@ -11,8 +11,9 @@ from dispatch import host_reads
 from torch import nn
 
 from migelib import entropy_surrogate
-from migelib.experiments import gan_stacked
+from migelib.experiments import gan_stacked, records
 from migelib.experiments.adversarial import SMOOTH, Game, GameTraining
+from migelib.experiments.compare import difference
 from migelib.experiments.gan_stacked import METHODS, Config, Stacks
 from migelib.experiments.networks import digit_classifier
 from migelib.experiments.randomness import Streams
@@ -156,3 +157,16 @@ def test_settings_are_hashable():
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         gan_stacked.prepare(replace(TINY, **change), CPU)
+
+
+def test_recorded_logits_make_samples_convincing_and_plain_features_do_not():
+    run = records.load("gan-stacked", "cpu")
+    quality, kl = (
+        {m: run.curves[f"{m}/stacked/{metric}"][:, -1].astype(float) for m in run.config["methods"]}
+        for metric in ("quality", "kl")
+    )
+    assert difference(quality["ege-classifier"], quality["vanilla"]).low > 0
+    assert quality["ege-classifier"].mean() > 2 * quality["vanilla"].mean()
+    assert not difference(kl["ege-classifier"], kl["vanilla"]).better
+    for method in ("ege-projection", "ege-discriminator", "pacgan", "meg"):
+        assert not difference(quality[method], quality["vanilla"]).low > 0, method

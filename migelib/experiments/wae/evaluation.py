@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..compare import difference
 from ..data import Images
 from ..metrics import energy_kernel, frechet_distance, mmd_squared, multiquadric_kernel
 from ..networks import digit_classifier
 from ..randomness import Streams
-from ..records import Record
+from ..records import Quantity, Record
 from ..training import Stack, adam, reconstruction_loss, train_classifier
 from .networks import Autoencoder
 
@@ -109,7 +110,7 @@ def evaluate(
 def dominated(run: Record, setting: str, peer: str, method: str) -> dict[float, bool]:
     """For each weight of the peer, whether some weight of the method is better in reconstruction and energy distance.
 
-    Better means lower by more than twice the standard error of the difference of two means.
+    Better means lower, by `compare.difference`: the 95 % interval of the difference excludes zero.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def dominated(run: Record, setting: str, peer: str, method: str) -> dict[float, 
     return {weight: any(_better(point, other) for point in mine.values()) for weight, other in others.items()}
 
 
-Point = list[tuple[float, float]]  # mean and its standard error of either quantity
+Point = tuple[Quantity, Quantity]  # reconstruction and energy distance
 
 
 def _points(run: Record, setting: str, method: str) -> dict[float, Point]:
@@ -128,12 +129,11 @@ def _points(run: Record, setting: str, method: str) -> dict[float, Point]:
     for quantity in run.quantities:
         start, _, metric = quantity.rpartition("/")
         if metric == "reconstruction" and start.startswith(f"{method}/{setting}-w"):
-            pair = [run[f"{start}/{metric}"] for metric in ("reconstruction", "energy_distance")]
-            found[float(start.rpartition("-w")[2])] = [(q.mean, q.std / math.sqrt(q.n)) for q in pair]
+            found[float(start.rpartition("-w")[2])] = run[f"{start}/reconstruction"], run[f"{start}/energy_distance"]
     if not found:
         raise ValueError(f"{run.experiment}.{run.profile}: no point of {method!r} in {setting!r}")
     return dict(sorted(found.items()))
 
 
 def _better(point: Point, other: Point) -> bool:
-    return all(a[0] + 2 * math.hypot(a[1], b[1]) < b[0] for a, b in zip(point, other, strict=True))
+    return all(difference(a, b).high < 0 for a, b in zip(point, other, strict=True))
