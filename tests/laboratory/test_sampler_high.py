@@ -18,7 +18,7 @@ from migelib.surrogates import kl_surrogate
 from migelib.tasks.energies import FunnelEnergy, breast_cancer_posterior
 
 CPU = torch.device("cpu")
-TINY = dataclasses.replace(PROFILES["cpu"], seeds=2, steps=2, n=48, hidden=(8,), flow_steps=2)
+TINY = dataclasses.replace(PROFILES["cpu"], seeds=2, steps=2, n=48, hidden=(40,), flow_steps=2)
 
 
 def generator(seed=0):
