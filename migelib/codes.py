@@ -163,7 +163,7 @@ class GaussianCode:
             raise ValueError(f"code: expected at least two conditionals, as one is left out, got {n}")
 
     @_without_autocast
-    def gaussian_surrogate(self, moments: Moments | None = None) -> Float[Tensor, ""]:
+    def gaussian_surrogate(self, moments: CodeMoments | None = None) -> Float[Tensor, ""]:
         r"""Scalar whose gradient is that of I(x; z) with the score of a Gaussian that has the code's covariance.
 
         The covariance is that of the means plus the mean of the noise's; so it is regular for any n. The score being
@@ -172,10 +172,10 @@ class GaussianCode:
 
         Parameters
         ----------
-        moments : Moments, optional
+        moments : CodeMoments, optional
             Of past codes; by default those of this batch.
         """
-        moments = Moments.of(self) if moments is None else moments
+        moments = CodeMoments.of(self) if moments is None else moments
         precision = _inverse(moments.covariance(), self.mean)
         return _affine_surrogate(self, self.mean - moments.mean[..., None, :].to(self.mean), precision)
 
@@ -185,12 +185,12 @@ class GaussianCode:
         With the true covariance an upper bound, since the Gaussian has the largest entropy; from n samples of the
         means it is biased downwards.
         """
-        log_det = torch.linalg.slogdet(Moments.of(self).covariance()).logabsdet.to(self.mean)
+        log_det = torch.linalg.slogdet(CodeMoments.of(self).covariance()).logabsdet.to(self.mean)
         return 0.5 * log_det - self.scale.log().sum(-1).mean(-1)
 
 
 @dataclass(frozen=True)
-class Moments:
+class CodeMoments:
     r"""Mean and covariance of q(z), from the conditionals of one batch or of many.
 
     Attributes
@@ -208,17 +208,17 @@ class Moments:
     noise: Float[Tensor, "*batch d"]
 
     @classmethod
-    def of(cls, code: GaussianCode) -> Moments:
-        """Moments of one batch, held fixed, in float64: the covariance is a difference of second moments."""
+    def of(cls, code: GaussianCode) -> CodeMoments:
+        """CodeMoments of one batch, held fixed, in float64: the covariance is a difference of second moments."""
         mean, scale = code.mean.detach().double(), code.scale.detach().double()
         return cls(mean.mean(-2), mean.mT @ mean / mean.shape[-2], scale.square().mean(-2))
 
-    def mixed(self, other: Moments, weight: float) -> Moments:
-        """Moments of a mixture: `weight` of the other, the rest of this."""
-        return Moments(
-            torch.lerp(self.mean, other.mean, weight),
-            torch.lerp(self.second, other.second, weight),
-            torch.lerp(self.noise, other.noise, weight),
+    def updated(self, new: CodeMoments, decay: float) -> CodeMoments:
+        """Moments of a mixture: the past, this, with weight `decay`, and the new ones with the rest."""
+        return CodeMoments(
+            torch.lerp(self.mean, new.mean, 1 - decay),
+            torch.lerp(self.second, new.second, 1 - decay),
+            torch.lerp(self.noise, new.noise, 1 - decay),
         )
 
     def covariance(self) -> Float[Tensor, "*batch d d"]:
@@ -274,13 +274,13 @@ class Centres:
         Of the components.
     weights : Tensor [*batch, c]
         Of the components, summing to one.
-    within : Moments
-        Moments of the codes' deviations from the means of their components.
+    within : CodeMoments
+        CodeMoments of the codes' deviations from the means of their components.
     """
 
     means: Float[Tensor, "*batch c d"]
     weights: Float[Tensor, "*batch c"]
-    within: Moments
+    within: CodeMoments
 
 
 @_without_autocast

@@ -54,7 +54,7 @@ Cells = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Training:
+class PeerTraining:
     """How the peers are trained by Adam; one step is one pass over all samples.
 
     Attributes
@@ -91,7 +91,7 @@ class Config:
         Pairs of a dimension and a number of samples.
     methods, peers : tuple of str
         Names of `METHODS` and of `PEERS`; "ar-dae" is `DenoisingScore`.
-    trainings : tuple of Training
+    trainings : tuple of PeerTraining
         Every peer is trained in each of these ways: as in the MIGE paper's code, stopped early, for equal time. AR-DAE
         is trained in its own way, and for equal time where one of these is.
     reference : str
@@ -116,10 +116,10 @@ class Config:
     peer_cells: Cells = ((8, 256),)
     methods: tuple[str, ...] = tuple(METHODS)
     peers: tuple[str, ...] = ("mine-ema", "mine-f", "infonce", "jsd", "smile", "club", "ar-dae")
-    trainings: tuple[Training, ...] = (
-        Training(),
-        Training("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
-        Training("-equal-time", learning_rate=1e-3, equal_time=True),
+    trainings: tuple[PeerTraining, ...] = (
+        PeerTraining(),
+        PeerTraining("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
+        PeerTraining("-equal-time", learning_rate=1e-3, equal_time=True),
     )
     reference: str = "default"
     repeats: int = 8
@@ -143,7 +143,7 @@ PROFILES = {
         cells=((8, 256), (16, 256)),
         repeats=2,
         peers=("mine-ema", "infonce", "club"),
-        trainings=(Training(), Training("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
+        trainings=(PeerTraining(), PeerTraining("-held-out", learning_rate=1e-3, steps=60, held_out=0.25)),
     ),
     # What an hour on one CPU core allows.
     "cpu": Config(
@@ -152,8 +152,8 @@ PROFILES = {
         large_tasks=("gauss-diagonal", "half-cube", "mlp-blocks"),
         large_cells=((16, 1024), (16, 4096)),
         trainings=(
-            Training("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
-            Training("-equal-time", learning_rate=1e-3, equal_time=True),
+            PeerTraining("-held-out", learning_rate=5e-4, steps=300, held_out=0.25),
+            PeerTraining("-equal-time", learning_rate=1e-3, equal_time=True),
         ),
         repeats=3,
         floor_repeats=12,
@@ -272,7 +272,7 @@ def run_cell(
         for repeat in range(config.peer_repeats):
             weights = stream(seed, "weights", peer, name, dim, n, repeat)
             timed = tuple(training for training in config.trainings if training.equal_time)
-            for training in (Training(), *timed) if peer == "ar-dae" else config.trainings:
+            for training in (PeerTraining(), *timed) if peer == "ar-dae" else config.trainings:
                 if training.equal_time and not reference_seconds:
                     continue  # the reference rejects these samples
                 seconds = float(np.median(reference_seconds)) if training.equal_time else math.inf
@@ -406,7 +406,7 @@ def peer_gradient(
     problem: Problem,
     peer: Callable[[Config, int, int], Peer],
     config: Config,
-    training: Training,
+    training: PeerTraining,
     generator: torch.Generator,
     seconds: float = math.inf,
 ) -> Float[Tensor, "k"]:

@@ -36,7 +36,7 @@ Result = tuple[dict[str, float], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Training:
+class GameTraining:
     """Settings of the training on one kind of task.
 
     Attributes
@@ -76,7 +76,7 @@ class Task(Protocol):
     def sample(self, n: int, random: Streams) -> Float[Tensor, "seeds n *shape"]:
         """Draw n samples for every seed."""
 
-    def networks(self, training: Training, pack: int) -> tuple[nn.Module, Discriminator]:
+    def networks(self, training: GameTraining, pack: int) -> tuple[nn.Module, Discriminator]:
         """Generator, and discriminator of packs of samples."""
 
     def judge(self, samples: Float[Tensor, "seeds n *shape"]) -> list[dict[str, float]]:
@@ -255,7 +255,7 @@ class Game:
     method : Method
     setting : float
         The method's.
-    training : Training
+    training : GameTraining
     seeds : sequence of int
         Methods of one seed share the samples, and the initial weights where they fit.
     device : torch.device
@@ -266,7 +266,7 @@ class Game:
         task: Task,
         method: Method,
         setting: float,
-        training: Training,
+        training: GameTraining,
         seeds: Sequence[int],
         device: torch.device,
     ) -> None:
@@ -332,7 +332,7 @@ def measure(
     task: Task,
     method: Method,
     setting: float,
-    training: Training,
+    training: GameTraining,
     checkpoints: int,
     seeds: Sequence[int],
     device: torch.device,

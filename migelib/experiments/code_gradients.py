@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import bounds
 from ..codes import (
+    CodeMoments,
     GaussianCode,
-    Moments,
     code_information_surrogate,
     mixture_information_surrogate,
     pairwise_information,
@@ -62,10 +62,10 @@ class LinearCode:
         """Of z."""
         return self.loading @ self.loading.mT + torch.diag((2 * self.log_scale).exp())
 
-    def moments(self) -> Moments:
+    def moments(self) -> CodeMoments:
         """True moments of z, held fixed."""
         loading, scale = self.loading.detach(), self.log_scale.detach().exp()
-        return Moments(torch.zeros_like(scale), loading @ loading.mT, scale.square())
+        return CodeMoments(torch.zeros_like(scale), loading @ loading.mT, scale.square())
 
     def information(self) -> Float[Tensor, ""]:
         """I(x; z), in nats, differentiable."""
@@ -135,7 +135,7 @@ METHODS: dict[str, Callable[[CodeBatch], Float[Tensor, ""]]] = {
     "mige-leave-out": lambda batch: mixture_information_surrogate(batch.code, batch.z, leave_out=True),
     "mige-mixture-memory": lambda batch: _along_the_sample(batch, batch.every_code.mixture_score(batch.z)),
     "mige-gaussian-batch": lambda batch: batch.code.gaussian_surrogate(),
-    "mige-gaussian": lambda batch: batch.code.gaussian_surrogate(Moments.of(batch.every_code)),
+    "mige-gaussian": lambda batch: batch.code.gaussian_surrogate(CodeMoments.of(batch.every_code)),
     "nib": lambda batch: pairwise_information(batch.code),
     "club": lambda batch: bounds.club(batch.code.log_conditional(batch.z)),
     "vib": lambda batch: batch.code.rate(),

@@ -24,12 +24,12 @@ from .adversarial import (
     METRICS,
     Discriminator,
     Entropy,
+    GameTraining,
     InformationBound,
     InstanceNoise,
     Method,
     Packing,
     Result,
-    Training,
     Vanilla,
     measure,
     named,
@@ -59,7 +59,7 @@ class Config:
     ----------
     seeds : int
         Number of repetitions.
-    training : Training
+    training : GameTraining
     tasks : tuple of str
         Of `MIXTURES`.
     methods : tuple of str
@@ -73,7 +73,7 @@ class Config:
     """
 
     seeds: int
-    training: Training
+    training: GameTraining
     tasks: tuple[str, ...] = ("ring", "grid")
     methods: tuple[str, ...] = tuple(METHODS)
     settings: tuple[tuple[str, float], ...] = ()
@@ -84,16 +84,16 @@ class Config:
 PROFILES = {
     "quick": Config(
         seeds=5,
-        training=Training(steps=600),
+        training=GameTraining(steps=600),
         tasks=("ring",),
         methods=("vanilla", "ege", "pacgan", "meg"),
         settings=(("vanilla/ring", 3e-3), ("ege/ring", 0.3), ("pacgan/ring", 2), ("meg/ring", 0.3)),
         checkpoints=5,
     ),
-    "cpu": Config(seeds=5, training=Training(steps=4000)),
-    "full": Config(seeds=5, training=Training(steps=20_000, batch=256), tuning_seeds=2),
+    "cpu": Config(seeds=5, training=GameTraining(steps=4000)),
+    "full": Config(seeds=5, training=GameTraining(steps=20_000, batch=256), tuning_seeds=2),
 }
-STUDIES = {"large": replace(PROFILES["cpu"], training=Training(steps=20_000), tasks=("grid",))}
+STUDIES = {"large": replace(PROFILES["cpu"], training=GameTraining(steps=20_000), tasks=("grid",))}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Mixture:
         index, noise = random.integers(len(self.centres), n), random.normal(n, 2)
         return self.centres[index] + self.deviation * noise
 
-    def networks(self, training: Training, pack: int) -> tuple[nn.Module, Discriminator]:
+    def networks(self, training: GameTraining, pack: int) -> tuple[nn.Module, Discriminator]:
         """Generator, and discriminator of packs of samples."""
         width = training.width
         generator = critics.mlp([training.noise, width, width, 2])

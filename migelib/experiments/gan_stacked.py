@@ -24,12 +24,12 @@ from .adversarial import (
     FLOORS,
     Discriminator,
     Entropy,
+    GameTraining,
     InformationBound,
     InstanceNoise,
     Method,
     Packing,
     Result,
-    Training,
     Vanilla,
     discriminator,
     measure,
@@ -77,7 +77,7 @@ class Config:
     ----------
     seeds : int
         Number of repetitions.
-    training : Training
+    training : GameTraining
     methods : tuple of str
         Of `METHODS`.
     settings : tuple of (str, float)
@@ -93,7 +93,7 @@ class Config:
     """
 
     seeds: int
-    training: Training
+    training: GameTraining
     methods: tuple[str, ...]
     settings: tuple[tuple[str, float], ...]
     data: str = "mnist"
@@ -114,7 +114,7 @@ _SETTINGS = {
 }
 _CPU = Config(
     seeds=5,
-    training=Training(steps=2000, noise=64, width=32, evaluation=26_000),
+    training=GameTraining(steps=2000, noise=64, width=32, evaluation=26_000),
     methods=tuple(_SETTINGS),
     settings=tuple(_SETTINGS.items()),
     size=16,
@@ -123,7 +123,7 @@ _CPU = Config(
 PROFILES = {
     "quick": replace(
         _CPU,
-        training=Training(steps=40, noise=64, width=32, evaluation=2000),
+        training=GameTraining(steps=40, noise=64, width=32, evaluation=2000),
         methods=("vanilla", "ege-classifier"),
         data="mnist_5k",
         checkpoints=5,
@@ -131,7 +131,7 @@ PROFILES = {
     "cpu": _CPU,
     "full": Config(
         seeds=5,
-        training=Training(steps=30_000, noise=64, width=128, evaluation=26_000, learning_rate=1e-3),
+        training=GameTraining(steps=30_000, noise=64, width=128, evaluation=26_000, learning_rate=1e-3),
         methods=(*_SETTINGS, "instance-noise"),
         settings=tuple((_SETTINGS | {"vanilla": 1e-3, "instance-noise": 0.3}).items()),
     ),
@@ -210,7 +210,7 @@ class Stacks:
         """Draw n stacks for every seed."""
         return self.digits[random.integers(len(self.digits), 3, n).mT]
 
-    def networks(self, training: Training, pack: int) -> tuple[nn.Module, Discriminator]:
+    def networks(self, training: GameTraining, pack: int) -> tuple[nn.Module, Discriminator]:
         """Convolutional generator, and discriminator of packs of stacks, with as many maps as `training.width`."""
         width, side = training.width, self.digits.shape[-1] // 4
         generator = nn.Sequential(

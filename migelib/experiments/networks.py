@@ -5,11 +5,10 @@ Explained in :doc:`/book/infomax`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..validation import check_count
@@ -209,21 +208,3 @@ def start_narrow(layer: nn.Linear, code: int, log_scale: float) -> None:
     Codes that start as noise of the prior's size are slow to be used.
     """
     layer.bias[code : 2 * code] += log_scale
-
-
-def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Int[Tensor, "size"]]:
-    """Indices of `steps` batches: passes over 0..n - 1, each in a new order, without a rest.
-
-    Raises
-    ------
-    ValueError
-        If a batch is larger than n.
-    """
-    if size > n:
-        raise ValueError(f"batch: expected at most the number of images {n}, got {size}")
-    order, start = torch.randperm(n, generator=generator), 0
-    for _ in range(steps):
-        if start + size > n:
-            order, start = torch.randperm(n, generator=generator), 0
-        yield order[start : start + size]
-        start += size

@@ -105,15 +105,15 @@ def run(
         If the time limit came first.
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    task = _task(name, profile, study, config, device, seeds)
+    job = _job(name, profile, study, config, device, seeds)
     resume = resume or time_limit is not None
     if output is None and not (resume or publish):
-        return _assembled(task, list(_finished_units(task, partials.Folder(None, task.device), deadline, progress)))
+        return _assembled(job, list(_finished_units(job, partials.Folder(None, job.device), deadline, progress)))
     output, destination = _folders(output, publish)
-    kept = partials.Folder(output / "partials" / task.name / task.profile, task.device)
+    kept = partials.Folder(output / "partials" / job.name / job.profile, job.device)
     if not resume:
         kept.clear()
-    measured = _assembled(task, list(_finished_units(task, kept, deadline, progress)))
+    measured = _assembled(job, list(_finished_units(job, kept, deadline, progress)))
     records.save(measured, destination)
     kept.clear()
     return measured
@@ -152,7 +152,7 @@ def missing(profile: str, output: Path | None = None) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """What is asked for: an experiment, its settings, and where it runs."""
 
     name: str
@@ -176,7 +176,7 @@ class Task:
         return [seeds] if self.device.type == "cuda" else [seeds[i : i + 1] for i in seeds]
 
 
-def _task(name: str, profile: str, study: str | None, config: Any, device: str, seeds: int | None) -> Task:
+def _job(name: str, profile: str, study: str | None, config: Any, device: str, seeds: int | None) -> Job:
     experiment = get(name)
     if study is not None:
         kind, chosen, choices = "study", study, experiment.STUDIES
@@ -195,7 +195,7 @@ def _task(name: str, profile: str, study: str | None, config: Any, device: str, 
     config = config if seeds is None else replace(config, seeds=seeds)
     if config.seeds < 2:
         raise ValueError(f"seeds: expected at least 2, for a spread, got {config.seeds}")
-    return Task(name, chosen, experiment, config, _device(device))
+    return Job(name, chosen, experiment, config, _device(device))
 
 
 def _device(device: str) -> torch.device:
@@ -207,14 +207,14 @@ def _device(device: str) -> torch.device:
 
 
 def _finished_units(
-    task: Task, kept: partials.Folder, deadline: float | None, progress: bool
+    job: Job, kept: partials.Folder, deadline: float | None, progress: bool
 ) -> Iterator[tuple[Sequence[int], partials.Unit]]:
-    """Every unit of a task with its seeds: those on disk first, then the others, each kept as soon as it is made."""
+    """Every unit of a job with its seeds: those on disk first, then the others, each kept as soon as it is made."""
     todo, longest = [], 0.0
-    total = len(task.parts) * len(task.seed_groups)
-    with tqdm(total=total, desc=f"{task.name} {task.profile}", unit="unit", disable=not progress) as bar:
-        for part in task.parts:
-            for seeds in task.seed_groups:
+    total = len(job.parts) * len(job.seed_groups)
+    with tqdm(total=total, desc=f"{job.name} {job.profile}", unit="unit", disable=not progress) as bar:
+        for part in job.parts:
+            for seeds in job.seed_groups:
                 unit = kept.load(part, seeds)
                 if unit is None:
                     todo.append((part, seeds))
@@ -222,15 +222,15 @@ def _finished_units(
                 longest = max(longest, unit.seconds)
                 bar.update()
                 yield seeds, unit
-        made_with = _made_with(task)
+        made_with = _made_with(job)
         prepared = None  # the part whose data and settings are in memory
         for done, (part, seeds) in enumerate(todo):
             if deadline is not None and time.monotonic() + longest >= deadline:
-                raise Unfinished(f"{task.name} {task.profile}: {len(todo) - done} of {total} units left")
+                raise Unfinished(f"{job.name} {job.profile}: {len(todo) - done} of {total} units left")
             started = time.perf_counter()
             if part != prepared:
-                shared, prepared = _prepared(task, part, kept), part
-            results = task.experiment.run_seeds(part, shared, list(seeds), task.device)
+                shared, prepared = _prepared(job, part, kept), part
+            results = job.experiment.run_seeds(part, shared, list(seeds), job.device)
             unit = partials.Unit(results, time.perf_counter() - started, made_with)
             kept.save(part, seeds, unit)
             longest = max(longest, unit.seconds)
@@ -238,45 +238,45 @@ def _finished_units(
             yield seeds, unit
 
 
-def _prepared(task: Task, part: Any, kept: partials.Folder) -> Any:
+def _prepared(job: Job, part: Any, kept: partials.Folder) -> Any:
     """Data and tuned settings of a part; what was tuned is kept, and not tuned again."""
     tuned = kept.load_tuned(part)
     if tuned is not None:
-        return task.experiment.prepare(part, task.device, tuned=tuned)
-    shared = task.experiment.prepare(part, task.device)
+        return job.experiment.prepare(part, job.device, tuned=tuned)
+    shared = job.experiment.prepare(part, job.device)
     if getattr(shared, "tuned", None) is not None:
         kept.save_tuned(part, shared.tuned)
     return shared
 
 
-def _made_with(task: Task) -> dict[str, Any]:
-    made = provenance.made_with(task.device)
-    if hasattr(task.experiment, "data_source"):
-        made["data"] = task.experiment.data_source(task.config)
+def _made_with(job: Job) -> dict[str, Any]:
+    made = provenance.made_with(job.device)
+    if hasattr(job.experiment, "data_source"):
+        made["data"] = job.experiment.data_source(job.config)
     return made
 
 
-def _assembled(task: Task, units: list[tuple[Sequence[int], partials.Unit]]) -> records.Record:
-    """Record of all units of a task."""
-    results: list[partials.Result] = [({}, {}) for _ in range(task.config.seeds)]
+def _assembled(job: Job, units: list[tuple[Sequence[int], partials.Unit]]) -> records.Record:
+    """Record of all units of a job."""
+    results: list[partials.Result] = [({}, {}) for _ in range(job.config.seeds)]
     for seeds, unit in units:
         for seed, (quantities, curves) in zip(seeds, unit.results, strict=True):
             results[seed][0].update(quantities)
             results[seed][1].update(curves)
-    if hasattr(task.experiment, "summarise"):
+    if hasattr(job.experiment, "summarise"):
         for quantities, _ in results:
-            quantities.update(task.experiment.summarise(task.config, quantities))
-    floors = getattr(task.experiment, "FLOORS", {})
+            quantities.update(job.experiment.summarise(job.config, quantities))
+    floors = getattr(job.experiment, "FLOORS", {})
     summary = {}
     for name in results[0][0]:
         metric = name.split("/")[-1]
         values = np.array([quantities[name] for quantities, _ in results])
-        summary[name] = records.Quantity.from_seeds(values, task.experiment.METRICS[metric], floors.get(metric, 0.0))
+        summary[name] = records.Quantity.from_seeds(values, job.experiment.METRICS[metric], floors.get(metric, 0.0))
     curves = {name: np.stack([curves[name] for _, curves in results]) for name in results[0][1]}
     made_with = provenance.merged([unit.made_with for _, unit in units])
     made_with |= {
-        "seeds": list(range(task.config.seeds)),
+        "seeds": list(range(job.config.seeds)),
         "wall_s": round(sum(unit.seconds for _, unit in units), 1),
     }
-    settings = json.loads(json.dumps(asdict(task.config)))
-    return records.Record(task.name, task.profile, settings, made_with, summary, curves)
+    settings = json.loads(json.dumps(asdict(job.config)))
+    return records.Record(job.name, job.profile, settings, made_with, summary, curves)

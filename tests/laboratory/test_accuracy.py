@@ -24,9 +24,9 @@ SMALL = accuracy.Config(
     floor_repeats=4,
     hidden=16,
     trainings=(
-        accuracy.Training(steps=4),
-        accuracy.Training("-held-out", steps=7, held_out=0.25),
-        accuracy.Training("-equal-time", equal_time=True),
+        accuracy.PeerTraining(steps=4),
+        accuracy.PeerTraining("-held-out", steps=7, held_out=0.25),
+        accuracy.PeerTraining("-equal-time", equal_time=True),
     ),
 )
 
@@ -84,7 +84,7 @@ def test_peers_find_a_strong_dependence():
     task = pair("gauss-diagonal", 2)
     truth = task.mutual_information_gradient()
     config = accuracy.Config(seeds=2, hidden=64)
-    training = accuracy.Training(learning_rate=2e-3, steps=150)
+    training = accuracy.PeerTraining(learning_rate=2e-3, steps=150)
     for name, peer in accuracy.PEERS.items():
         problem = accuracy.draw(task, 600, stream(0, "peers"))
         gradient = accuracy.peer_gradient(problem, peer, config, training, stream(0, name))
@@ -111,7 +111,7 @@ def test_a_diverged_peer_has_no_gradient():
         return peer._replace(estimate=lambda critic: peer.estimate(critic * 1e30))
 
     problem = accuracy.draw(pair("student", 2), 50, stream(0, "diverged"))
-    gradient = accuracy.peer_gradient(problem, infinite, SMALL, accuracy.Training(steps=2), stream(0, "weights"))
+    gradient = accuracy.peer_gradient(problem, infinite, SMALL, accuracy.PeerTraining(steps=2), stream(0, "weights"))
     assert not gradient.any()
 
 

@@ -11,14 +11,14 @@ from scipy import integrate, optimize
 
 from migelib import entropy_surrogate
 from migelib.experiments import gan_plane, records
-from migelib.experiments.adversarial import SMOOTH, Game, Training
+from migelib.experiments.adversarial import SMOOTH, Game, GameTraining
 from migelib.experiments.gan_plane import METHODS, Config, Mixture, mixture
 from migelib.experiments.randomness import Streams
 
 CPU = torch.device("cpu")
 TINY = Config(
     seeds=2,
-    training=Training(steps=4, batch=16, noise=4, width=8, evaluation=50),
+    training=GameTraining(steps=4, batch=16, noise=4, width=8, evaluation=50),
     tasks=("ring",),
     settings=(("pacgan/ring", 4),),
     checkpoints=2,
@@ -116,7 +116,7 @@ def test_a_steady_step_reads_no_more_than_the_entropy_checks_its_arguments(metho
 
 def test_the_entropy_spreads_a_collapsed_generator():
     """With a discriminator that says nothing only the entropy acts."""
-    training = Training(steps=400, batch=64, noise=4, width=8, learning_rate=1e-2)
+    training = GameTraining(steps=400, batch=64, noise=4, width=8, learning_rate=1e-2)
     spreads = {}
     for method, setting in (("vanilla", 1e-2), ("ege", 1.0)):
         played = game(method, setting, training=training)

@@ -12,7 +12,7 @@ from torch import nn
 
 from migelib import entropy_surrogate
 from migelib.experiments import gan_stacked
-from migelib.experiments.adversarial import SMOOTH, Game, Training
+from migelib.experiments.adversarial import SMOOTH, Game, GameTraining
 from migelib.experiments.gan_stacked import METHODS, Config, Stacks
 from migelib.experiments.networks import digit_classifier
 from migelib.experiments.randomness import Streams
@@ -21,7 +21,7 @@ from migelib.experiments.training import Stack, train_classifier
 CPU = torch.device("cpu")
 TINY = Config(
     seeds=2,
-    training=Training(steps=2, batch=16, noise=4, width=8, evaluation=50),
+    training=GameTraining(steps=2, batch=16, noise=4, width=8, evaluation=50),
     methods=("vanilla", "ege-projection", "ege-discriminator", "ege-classifier"),
     settings=(("vanilla", 1e-3), ("ege-projection", 0.1), ("ege-discriminator", 0.1), ("ege-classifier", 0.1)),
     data="mnist_5k",

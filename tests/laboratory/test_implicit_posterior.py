@@ -14,7 +14,7 @@ from migelib import kl_surrogate
 from migelib.experiments import implicit_posterior, records
 from migelib.experiments.implicit_posterior import METHODS, Config, Shared, binarised, training
 from migelib.experiments.implicit_posterior.evaluation import grid_posterior, log_joint
-from migelib.experiments.implicit_posterior.networks import GaussianEncoder, ImplicitEncoder
+from migelib.experiments.implicit_posterior.networks import ExplicitEncoder, ImplicitEncoder
 from migelib.experiments.metrics import importance_log_likelihood
 from migelib.experiments.randomness import Streams
 from migelib.experiments.training import Stack, adam, descend, reconstruction_loss
@@ -126,7 +126,7 @@ def test_grid_and_importance_sampling_agree():
 @pytest.mark.parametrize("full", [False, True])
 def test_divergence_of_the_gaussian_posteriors(full):
     torch.manual_seed(0)
-    encoder = GaussianEncoder(5, 7, 3, full)
+    encoder = ExplicitEncoder(5, 7, 3, full)
     x, generator = torch.randn(2, 5), torch.Generator().manual_seed(0)
     with torch.no_grad():
         encoder.rest[-1].weight.mul_(5)

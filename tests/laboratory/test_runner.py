@@ -168,10 +168,10 @@ def test_a_time_limit_stops_before_a_unit_that_would_not_fit(experiment, clock, 
 
 
 def test_all_seeds_are_run_together_on_cuda_only(experiment):
-    task = runner.Task("made-up", "quick", experiment, made_up.Config(), CPU)
-    assert task.seed_groups == [range(1), range(1, 2), range(2, 3), range(3, 4)]
-    assert [part.methods for part in task.parts] == [("first",), ("second",)]
-    assert dataclasses.replace(task, device=torch.device("cuda")).seed_groups == [range(4)]
+    job = runner.Job("made-up", "quick", experiment, made_up.Config(), CPU)
+    assert job.seed_groups == [range(1), range(1, 2), range(2, 3), range(3, 4)]
+    assert [part.methods for part in job.parts] == [("first",), ("second",)]
+    assert dataclasses.replace(job, device=torch.device("cuda")).seed_groups == [range(4)]
 
 
 def test_units_of_several_seeds_come_back(experiment, tmp_path):
@@ -237,8 +237,10 @@ def test_experiments_follow_the_protocol(name):
     assert len(scales) == len(experiment.PROFILES) + len(experiment.STUDIES)
     assert "quick" in experiment.PROFILES
     for scale, config in scales.items():
-        parts = runner.Task(name, scale, experiment, config, CPU).parts
+        parts = runner.Job(name, scale, experiment, config, CPU).parts
         assert len(set(parts)) == len(parts) > 0  # hashable, and no part twice
+        assert hash(config) == hash(dataclasses.replace(config))
+    assert set(getattr(experiment, "FLOORS", {})) <= set(experiment.METRICS)
     assert callable(experiment.prepare)
     assert callable(experiment.run_seeds)
 
@@ -252,7 +254,7 @@ def test_parts_of_the_benchmark_measure_what_the_whole_does():
         peer_cells=((2, 40), (2, 50)),
         methods=("ssge-paper",),
         peers=("club",),
-        trainings=(accuracy.Training(steps=2),),
+        trainings=(accuracy.PeerTraining(steps=2),),
         repeats=1,
         floor_repeats=1,
         hidden=8,

@@ -9,8 +9,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from migelib import SSGE
 from migelib.codes import (
     Centres,
+    CodeMoments,
     GaussianCode,
-    Moments,
     code_information_surrogate,
     information_bracket,
     mixture_information_surrogate,
@@ -76,7 +76,7 @@ def test_gaussian_surrogate_has_the_gradient_of_the_gaussian_information(code):
 
 def test_gaussian_surrogate_is_the_expectation_over_the_noise(code):
     # The affine score at samples, with antithetic noise: odd terms cancel exactly, squares are 1 for noise of ±1.
-    moments = Moments.of(code)
+    moments = CodeMoments.of(code)
     precision = torch.linalg.inv(moments.covariance())
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3)
     samples = [code.mean + code.scale * sign for sign in signs]
@@ -108,7 +108,7 @@ def test_the_gaussian_keeps_its_digits_far_from_the_origin(code):
 def test_autocast_reaches_no_matrix_of_a_code(code):
     code = GaussianCode(code.mean.detach().float().requires_grad_(), code.scale.detach().float().requires_grad_())
     z = code.sample(torch.Generator().manual_seed(1)).detach()
-    centres = Centres(Moments.of(code).mean[None], torch.ones(1), Moments.of(code))
+    centres = Centres(CodeMoments.of(code).mean[None], torch.ones(1), CodeMoments.of(code))
 
     def values():
         return (
@@ -129,8 +129,8 @@ def test_autocast_reaches_no_matrix_of_a_code(code):
 
 
 def test_one_class_is_the_gaussian(code):
-    moments = Moments.of(code)
-    deviations = Moments.of(GaussianCode(code.mean - moments.mean, code.scale))
+    moments = CodeMoments.of(code)
+    deviations = CodeMoments.of(GaussianCode(code.mean - moments.mean, code.scale))
     one = Centres(moments.mean[None], torch.ones(1).double(), deviations)
     assert same_gradient(mixture_of_classes_surrogate(code, code.mean, one), code.gaussian_surrogate(), code)
 
@@ -138,7 +138,9 @@ def test_one_class_is_the_gaussian(code):
 def test_classes_have_the_score_of_their_mixture(code):
     means = torch.tensor([[3.0, 5.0, 5.0], [7.0, 5.0, 4.0]]).double()
     weights = torch.tensor([0.3, 0.7]).double()
-    within = Moments(torch.zeros(3).double(), 2 * torch.eye(3).double() + 0.5, torch.tensor([0.1, 0.2, 0.3]).double())
+    within = CodeMoments(
+        torch.zeros(3).double(), 2 * torch.eye(3).double() + 0.5, torch.tensor([0.1, 0.2, 0.3]).double()
+    )
     covariance = within.second + torch.diag(within.noise)
     mixture = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariance))
     points = code.mean.detach().clone().requires_grad_()
@@ -197,7 +199,7 @@ def a_batch():
 
     code = GaussianCode(2 * numbers(8, 4) + 5, 0.3 + numbers(8, 4).abs())
     z = code.reparameterised(numbers(8, 4))
-    within = Moments.of(code.shifted(-code.mean.mean(-2, keepdim=True)))
+    within = CodeMoments.of(code.shifted(-code.mean.mean(-2, keepdim=True)))
     return code, z, Centres(5 + numbers(2, 4), numbers(2).softmax(-1), within)
 
 
@@ -223,8 +225,8 @@ MEASURES = {
     "pairwise_information": lambda code, z, _: pairwise_information(code),
     "reparameterised": lambda code, z, _: code.reparameterised(z),
     "shifted": lambda code, z, _: code.shifted(z).mean,
-    "moments": lambda code, z, _: Moments.of(code).covariance(),
-    "mixed": lambda code, z, centres: Moments.of(code).mixed(centres.within, 0.3).covariance(),
+    "moments": lambda code, z, _: CodeMoments.of(code).covariance(),
+    "updated": lambda code, z, centres: CodeMoments.of(code).updated(centres.within, 0.7).covariance(),
     # 32 numbers a code, a multiple of torch's block of 16: the generator draws the same ones at once and in turn.
     "sample": lambda code, z, _: code.sample(torch.Generator().manual_seed(1)),
     "bracket": lambda code, z, _: torch.stack(information_bracket(code, torch.Generator().manual_seed(1)), -1),
@@ -267,12 +269,12 @@ def test_the_surrogate_of_a_batch_has_the_gradient_of_every_code(surrogate):
 
 def test_a_gaussian_without_a_density_has_no_gradient_and_leaves_the_others_alone():
     code, _, _ = a_batch()
-    flat = Moments(code.mean[0, 0, 0], torch.zeros(4, 4).double(), torch.zeros(4).double())
-    mine = Moments.of(code)
+    flat = CodeMoments(code.mean[0, 0, 0], torch.zeros(4, 4).double(), torch.zeros(4).double())
+    mine = CodeMoments.of(code)
     second = mine.second.clone()
     second[1, 1] = flat.second
     code = a_graph(code)
-    by_mean, _ = gradient(code.gaussian_surrogate(Moments(mine.mean, second, mine.noise)), code)
+    by_mean, _ = gradient(code.gaussian_surrogate(CodeMoments(mine.mean, second, mine.noise)), code)
     assert by_mean[1, 1].isnan().all()
     assert int(by_mean.isnan().sum()) == by_mean[1, 1].numel()
 

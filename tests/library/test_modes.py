@@ -77,7 +77,7 @@ def code_measure(name):
         if name == "gaussian":
             return code.gaussian_surrogate()
         if name == "classes":
-            moments = codes.Moments.of(code)
+            moments = codes.CodeMoments.of(code)
             return codes.mixture_of_classes_surrogate(
                 code, z, codes.Centres(X[:2], torch.full((2,), 0.5, dtype=torch.float64), moments)
             )

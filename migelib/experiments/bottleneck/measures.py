@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ...codes import GaussianCode, Moments, information_bracket
+from ...codes import CodeMoments, GaussianCode, information_bracket
 from ..metrics import auroc, calibration_error
 from ..randomness import Streams, stream
 from ..training import cross_entropy
@@ -97,7 +97,7 @@ def code_information(model: Model, x: Float[Tensor, "n p"], seeds: Sequence[int]
     if not isinstance(code, GaussianCode):
         return [{} for _ in seeds]
     gaussian = code.gaussian_information()
-    scale = Moments.of(code).covariance().diagonal(dim1=-2, dim2=-1).mean(-1).sqrt()
+    scale = CodeMoments.of(code).covariance().diagonal(dim1=-2, dim2=-1).mean(-1).sqrt()
     measured = []
     for i, seed in enumerate(seeds):
         one = GaussianCode(code.mean[i], code.scale[i])

@@ -12,8 +12,8 @@ from torch import Tensor
 from ... import bounds, critics
 from ...codes import (
     Centres,
+    CodeMoments,
     GaussianCode,
-    Moments,
     code_information_surrogate,
     mixture_information_surrogate,
     mixture_of_classes_surrogate,
@@ -179,12 +179,12 @@ class GaussianInformation(Penalty):
     decay = 0.9
 
     def __init__(self, pixels: int, code: int, streams: Streams) -> None:
-        self.moments: Moments | None = None
+        self.moments: CodeMoments | None = None
 
     def __call__(self, batch: Minibatch) -> Float[Tensor, ""]:
         """From the conditionals, whose moments are averaged with those of the past."""
-        now = Moments.of(batch.code)
-        self.moments = now if self.moments is None else self.moments.mixed(now, 1 - self.decay)
+        now = CodeMoments.of(batch.code)
+        self.moments = now if self.moments is None else self.moments.updated(now, self.decay)
         return batch.code.gaussian_surrogate(self.moments)
 
 
@@ -197,7 +197,7 @@ class Classes(Penalty):
     decay = 0.9
 
     def __init__(self, pixels: int, code: int, streams: Streams) -> None:
-        self.within: Moments | None = None
+        self.within: CodeMoments | None = None
         self.means: Tensor | float = 0.0
         self.counts: Tensor | float = 0.0
 
@@ -211,8 +211,8 @@ class Classes(Penalty):
         means = member.mT @ fixed.mean / now.clamp_min(1)[..., None]
         share = (now / self.counts.clamp_min(1e-9))[..., None]
         self.means = self.means + share * (means - self.means)
-        moments = Moments.of(fixed.shifted(-own_rows(self.means, batch.y)))
-        self.within = moments if self.within is None else self.within.mixed(moments, 1 - self.decay)
+        moments = CodeMoments.of(fixed.shifted(-own_rows(self.means, batch.y)))
+        self.within = moments if self.within is None else self.within.updated(moments, self.decay)
         centres = Centres(self.means, self.counts / self.counts.sum(-1, keepdim=True), self.within)
         return mixture_of_classes_surrogate(batch.code, batch.z, centres)
 

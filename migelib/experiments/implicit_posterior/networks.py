@@ -33,7 +33,7 @@ class ImplicitEncoder(nn.Module):
         return self.rest(self.first(x)[:, None] + self.noise(noise)), x.new_zeros(len(x))
 
 
-class GaussianEncoder(nn.Module):
+class ExplicitEncoder(nn.Module):
     """Draws m codes of each image from a Gaussian, whose mean and triangular factor are its outputs.
 
     The hidden layers are those of an implicit encoder.

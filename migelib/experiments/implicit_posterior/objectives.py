@@ -13,11 +13,11 @@ from ...surrogates import kl_surrogate
 from ...tasks import gaussian_log_prob
 from ..wae import ESTIMATORS
 from .config import Config
-from .networks import GaussianEncoder, ImplicitEncoder
+from .networks import ExplicitEncoder, ImplicitEncoder
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianPosterior:
     """Gaussian posteriors, whose divergence from the prior has a closed form.
 
     Attributes
@@ -36,9 +36,9 @@ class Gaussian:
         """Name of the stream of the initial weights: methods with the same networks start from the same."""
         return "vae-full" if self.full else "vae"
 
-    def encoder(self, config: Config, pixels: int, code: int) -> GaussianEncoder:
+    def encoder(self, config: Config, pixels: int, code: int) -> ExplicitEncoder:
         """Make an encoder."""
-        return GaussianEncoder(pixels, config.hidden, code, self.full)
+        return ExplicitEncoder(pixels, config.hidden, code, self.full)
 
     def noise_shape(self, config: Config, code: int) -> tuple[int, int]:
         """Codes of each image in training, and the size of an encoder's noise."""
@@ -50,7 +50,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Implicit:
+class ImplicitPosterior:
     """Posteriors without a density; the gradient of their divergence comes from an estimated score.
 
     Attributes
@@ -76,10 +76,10 @@ class Implicit:
         return kl_surrogate(z, gaussian_log_prob, self.estimator) / z.shape[1]
 
 
-Method = Gaussian | Implicit
+Method = GaussianPosterior | ImplicitPosterior
 METHODS: dict[str, Method] = {
-    "vae": Gaussian(),
-    "vae-3x": Gaussian(pace=3),
-    "vae-full": Gaussian(full=True),
-    **{name: Implicit(estimator) for name, estimator in ESTIMATORS.items()},
+    "vae": GaussianPosterior(),
+    "vae-3x": GaussianPosterior(pace=3),
+    "vae-full": GaussianPosterior(full=True),
+    **{name: ImplicitPosterior(estimator) for name, estimator in ESTIMATORS.items()},
 }

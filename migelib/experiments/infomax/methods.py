@@ -16,7 +16,7 @@ from ..data import Images
 from ..metrics import effective_rank
 from ..randomness import stream
 from .networks import MapMaker, patch_projection, pca, pca_of_patches, pixel_projection
-from .objectives import Autoencoder, GlobalCritic, Mige, MomentMige, Supervised, Untrained
+from .objectives import GlobalCritic, Mige, MomentMige, Reconstruction, Supervised, Untrained
 from .training import ObjectiveMaker, features, time_steps, train
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ METHODS: dict[str, Trained | Fixed] = {
     **{
         f"infonce-{kind}": Trained(partial(GlobalCritic, bound=bounds.infonce, **o)) for kind, o in CRITIC_KINDS.items()
     },
-    "autoencoder": Trained(Autoencoder),
+    "autoencoder": Trained(Reconstruction),
     "supervised": Trained(Supervised),
     "pca": Fixed(pca),
     "projection": Fixed(pixel_projection),

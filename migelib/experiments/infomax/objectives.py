@@ -260,7 +260,7 @@ class GlobalCritic(Objective):
         return loss
 
 
-class Autoencoder(Objective):
+class Reconstruction(Objective):
     """Mean squared error of the image that a two-layer network decodes from Y."""
 
     def __init__(self, config: Config, images: Images, seeds: Sequence[int], name: str) -> None:

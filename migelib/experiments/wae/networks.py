@@ -17,7 +17,7 @@ from ..randomness import Streams
 from ..training import Stack
 
 
-class Deterministic:
+class DeterministicEncoding:
     """An encoder whose output is the code."""
 
     variational: ClassVar[bool] = False  # names the stream of the initial weights
@@ -33,7 +33,7 @@ class Deterministic:
         return output, output.new_zeros(output.shape[:-1])
 
 
-class Gaussian:
+class GaussianEncoding:
     """An encoder whose output is the mean and the log variances of a Gaussian, of which the code is a draw."""
 
     variational: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class Gaussian:
         return mean + (0.5 * log_variance).exp() * noise.normal(*mean.shape[1:]), divergence
 
 
-Encoding = Deterministic | Gaussian
+Encoding = DeterministicEncoding | GaussianEncoding
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..metrics import KERNELS, mean_kernel
 from ..randomness import Streams
 from ..training import Stack, adam, descend
 from .config import Config
-from .networks import Deterministic, Encoding, Gaussian
+from .networks import DeterministicEncoding, Encoding, GaussianEncoding
 
 # How the score of the codes is estimated. "gaussian" leaves their mean and covariance only: an ablation.
 ESTIMATORS: dict[str, ScoreEstimator | None] = {
@@ -52,7 +52,7 @@ class Divergence:
     """KL(q(z) || p), whose gradient an estimator of the score of q gives."""
 
     estimator: ScoreEstimator | None
-    encoding: ClassVar[Encoding] = Deterministic()
+    encoding: ClassVar[Encoding] = DeterministicEncoding()
 
     def start(self, config: Config, code: int, seeds: Sequence[int], device: torch.device) -> Penalty:
         """Return the penalty of these seeds."""
@@ -64,7 +64,7 @@ class Discrepancy:
     """WAE-MMD: the squared maximum mean discrepancy of codes and prior, without the term of the prior alone."""
 
     kernel: Callable[[Tensor, int], Tensor]
-    encoding: ClassVar[Encoding] = Deterministic()
+    encoding: ClassVar[Encoding] = DeterministicEncoding()
 
     def start(self, config: Config, code: int, seeds: Sequence[int], device: torch.device) -> Penalty:
         """Return the penalty of these seeds."""
@@ -80,14 +80,14 @@ class Discrepancy:
 class Adversarial:
     """WAE-GAN: a discriminator is trained beside the autoencoder."""
 
-    encoding: ClassVar[Encoding] = Deterministic()
+    encoding: ClassVar[Encoding] = DeterministicEncoding()
 
     def start(self, config: Config, code: int, seeds: Sequence[int], device: torch.device) -> Penalty:
         """Return the penalty of these seeds."""
-        return Discriminator(config, code, seeds, device)
+        return AdversarialPenalty(config, code, seeds, device)
 
 
-class Discriminator:
+class AdversarialPenalty:
     """Networks trained to tell codes from the prior, and the codes' non-saturating loss."""
 
     def __init__(self, config: Config, code: int, seeds: Sequence[int], device: torch.device) -> None:
@@ -107,8 +107,8 @@ class Discriminator:
 Method = Unpenalised | Divergence | Discrepancy | Adversarial
 
 METHODS: dict[str, Method] = {
-    "none": Unpenalised(Deterministic()),
-    "vae": Unpenalised(Gaussian()),
+    "none": Unpenalised(DeterministicEncoding()),
+    "vae": Unpenalised(GaussianEncoding()),
     **{name: Divergence(estimator) for name, estimator in ESTIMATORS.items()},
     **{f"wae-mmd-{name}": Discrepancy(kernel) for name, kernel in KERNELS.items()},
     "wae-gan": Adversarial(),
