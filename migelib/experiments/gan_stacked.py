@@ -35,7 +35,7 @@ from .adversarial import (
     measure,
     named,
 )
-from .data import load
+from .data import load, load_images
 from .networks import digit_classifier
 from .randomness import Streams
 from .training import Stack, adam, train_classifier
@@ -165,14 +165,12 @@ def prepare(config: Config, device: torch.device) -> Digits:
         named(METHODS, name)
         if name not in dict(config.settings):
             raise ValueError(f"settings: expected one of every method, got none of {name!r}; add ({name!r}, <number>)")
-    dataset = load(config.data)
-    parts = []
-    for images, labels in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):
-        images = functional.interpolate(
-            images.to(device).float() / 127.5 - 1, size=config.size, mode="bilinear", antialias=True
-        )
-        parts += [images.squeeze(1), labels.to(device)]
-    return Digits(*parts)
+    images = load_images(config.data, device)
+    x, x_test = (
+        functional.interpolate(2 * x - 1, size=config.size, mode="bilinear", antialias=True).squeeze(1)
+        for x in (images.x_train, images.x_test)
+    )
+    return Digits(x, images.y_train, x_test, images.y_test)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def benchmark(record):
 
 
 def images():
-    large, small = load("infomax", "cpu-large"), load("infomax", "cpu")
+    large, small = load("infomax", "large"), load("infomax", "cpu")
     labels = {
         "mige": "MIGE, the paper's recipe (`SSGE()`)",
         "jsd": "Deep InfoMax: JSD",
@@ -103,7 +103,7 @@ def bottleneck():
         half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / math.sqrt(len(pairs))
         return f"{pairs.mean():+.2f} ± {half:.2f}"
 
-    short, long, tuned, layers = (load("bottleneck", f"cpu-{run}") for run in ("large", "long", "tuned", "layers"))
+    short, long, tuned, layers = (load("bottleneck", study) for study in ("large", "long", "tuned", "layers"))
     noise, vib, paper, classes, penalty = errors(
         short, "stochastic", "vib", "mige-marginal", "mige-classes", "confidence-penalty"
     )
@@ -125,7 +125,7 @@ def bottleneck():
 
 
 def samplers():
-    record = load("implicit_vi", "cpu")
+    record, high = load("sampler-plane", "cpu"), load("sampler-high", "cpu")
 
     def extent(method):
         values = [record[f"{method}/{target}/kl"].mean for target in record.config["targets"]]
@@ -137,12 +137,12 @@ def samplers():
         + f", a setting chosen on four of the eight, {extent('ar-dae-5-equal-time')} by AR-DAE in the same time, "
         f"{extent('ssge-paper')} by `SSGE()`, {extent('flow')} by a normalising flow."
     )
-    default, ssge = (1e3 * np.median(record.curves[f"{name}/logistic/step_seconds"]) for name in ("ege", "ssge-paper"))
+    default, ssge = (1e3 * np.median(high.curves[f"{name}/logistic/step_seconds"]) for name in ("ege", "ssge-paper"))
     yield f"a step takes {default:.0f} ms, and {ssge:.0f} by `SSGE()`"
 
 
 def autoencoders():
-    record = load("autoencoder", "cpu")
+    record = load("wae", "cpu")
 
     def point(method, kind):
         return f"{record[f'{method}/{kind}/reconstruction'].mean:.0f}"
@@ -172,8 +172,8 @@ def generators():
         return [f"{record[f'{name}/grid/quality'].mean:.0f}" for name in names]
 
     names = ("ege", "vanilla", "pacgan")
-    short, long = load("gan", "cpu"), load("gan", "cpu-large")
-    assert long.config["plane"]["steps"] == 5 * short.config["plane"]["steps"]
+    short, long = load("gan-plane", "cpu"), load("gan-plane", "large")
+    assert long.config["training"]["steps"] == 5 * short.config["training"]["steps"]
     entropy, without, pacgan = modes(short)
     yield f"finds {entropy} with the entropy term (smoothed `SSGE`), {without} without and {pacgan} with PacGAN; "
     yield "{}, {} and {} % of the samples are at a mode.".format(*quality(short))
@@ -205,6 +205,6 @@ def test_the_readme_prints_the_records_numbers_and_no_others(accuracy):
 def test_what_the_readme_says_of_all_records_holds(accuracy):
     assert len(tasks(accuracy)) == 18
     assert all(load(*name).made_with["device"] == "CPU" for name in available())
-    assert load("infomax", "cpu-large").made_with["data"] == "CIFAR-10, JPEG q75 copy"
+    assert load("infomax", "large").made_with["data"] == "CIFAR-10, JPEG q75 copy"
     peers = {name.split("/")[0] for name in accuracy.quantities} - {*METHODS, "exact", "truth"}
     assert min(peers, key=lambda peer: multiple(accuracy, peer, tasks(accuracy), 8)) == JSD

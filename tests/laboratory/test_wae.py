@@ -9,7 +9,6 @@ import scipy.linalg
 import torch
 from bars import bars
 from dispatch import host_reads
-from torch import nn
 
 from migelib import kl_surrogate
 from migelib.experiments import records, wae
@@ -17,7 +16,7 @@ from migelib.experiments.data import load_vectors
 from migelib.experiments.metrics import KERNELS, frechet_distance, mmd_squared
 from migelib.experiments.randomness import Streams
 from migelib.experiments.records import Quantity, Record
-from migelib.experiments.training import Stack, adam, descend
+from migelib.experiments.training import adam, descend
 from migelib.experiments.wae import METHODS, Config, Frontier, Ruler, Shared, objectives, training
 from migelib.experiments.wae.networks import Autoencoder
 from migelib.tasks import gaussian_log_prob
@@ -97,7 +96,7 @@ def test_frechet_distance_against_a_matrix_root():
 
 
 def test_the_discriminator_learns_and_passes_its_gradient_to_the_codes():
-    discriminator = objectives.Discriminator(replace(TINY, discriminator_rate=0.01), 2, [0, 1], CPU)
+    discriminator = objectives.AdversarialPenalty(replace(TINY, discriminator_rate=0.01), 2, [0, 1], CPU)
     noise = Streams([0, 1], "test")
     z = (noise.normal(64, 2) + 3).requires_grad_()
     for _ in range(100):
@@ -125,17 +124,6 @@ def test_images_are_rows_of_grey_values():
     assert images.x_test.shape == (20, 784)
     assert (images.x_train.min(), images.x_train.max()) == (0, 1)
     assert len(images.y_test) == 20
-
-
-def test_parts_and_rows_of_a_stack():
-    stack = Stack([nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(3)])
-    x = torch.randn(3, 5, 3)
-    torch.testing.assert_close(stack.part("2")(torch.tanh(stack.part("0")(x))), stack(x))
-    torch.testing.assert_close(stack.rows([2, 0])(x[[2, 0]]), stack(x)[[2, 0]])
-    stack.part("0")(x).sum().backward()
-    assert [weight.grad is not None for weight in stack.parameters()] == [True, True, False, False]
-    with pytest.raises(AttributeError):
-        stack.part("head")
 
 
 def test_tiny_run_measures_everything_and_repeats(shared):

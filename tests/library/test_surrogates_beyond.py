@@ -1,4 +1,4 @@
-"""The surrogates beyond entropy and mutual information, against closed forms (and in tests/laboratory/test_beyond.py)."""
+"""The surrogates beyond entropy and mutual information against closed forms; see also test_beyond.py."""
 
 import math
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..data import load
+from ..data import load, load_images
 from ..randomness import Streams, stream
 from ..training import adam, cross_entropy, descend
 from .config import Config
@@ -232,10 +232,9 @@ def _validation_errors(method: Regulariser, config: Config, shared: Shared) -> F
 
 
 def _images(name: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    data = load(name)
-    x, x_test = (images.flatten(1).float() / 127.5 - 1 for images in (data.x_train, data.x_test))
-    order = torch.randperm(len(data.y_train), generator=stream(0, "split"))
-    return tuple(part.to(device) for part in (x[order], data.y_train[order], x_test, data.y_test))
+    order = torch.randperm(len(load(name).y_train), generator=stream(0, "split"))
+    x, y, x_test, y_test = load_images(name, device, order)
+    return 2 * x.flatten(1) - 1, y, 2 * x_test.flatten(1) - 1, y_test
 
 
 def _draw(n: int, pool: int, seeds: Sequence[int], device: torch.device) -> Int64[Tensor, "seeds n"]:
