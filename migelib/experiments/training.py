@@ -32,7 +32,7 @@ class Stack:
     Attributes
     ----------
     weights, buffers : dict of Tensor [seeds, ...]
-        By name; `parameters` are what is trained.
+        By name; the weights are leaves that require a gradient.
 
     Examples
     --------
@@ -42,14 +42,9 @@ class Stack:
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self._network = copy.deepcopy(networks[0])
-        self._alone = len(networks) == 1  # then its own module is called, which is faster: the state is views of its
-        if self._alone:
-            named = self._network.named_parameters(), self._network.named_buffers()
-            self.weights, self.buffers = ({name: value.detach()[None] for name, value in part} for part in named)
-        else:
-            self.weights, self.buffers = torch.func.stack_module_state(list(networks))
-            self._network.to("meta")  # only its forward pass is used
+        self.weights, self.buffers = torch.func.stack_module_state(list(networks))
+        self._skeleton = copy.deepcopy(networks[0]).to("meta")  # only its forward pass is used
+        self._places = _places(self._skeleton)
 
     @classmethod
     def build(
@@ -63,21 +58,23 @@ class Stack:
 
     def __call__(self, *inputs: Any) -> Any:
         """Evaluate every network at its own row of the inputs, tensors [seeds, ...] or tuples of them; so outputs."""
-        if self._alone:
-            outputs = self._network(*pytree.tree_map(lambda x: x.squeeze(0), inputs))
+        if len(self) == 1:  # the plain call, faster than a functional one; an index in place of squeeze would copy
+            for name, value in (self.weights | self.buffers).items():
+                self._places[name][name.rpartition(".")[2]] = value.squeeze(0)
+            outputs = self._skeleton(*pytree.tree_map(lambda x: x.squeeze(0), inputs))
             return pytree.tree_map(lambda y: y[None], outputs)
         return torch.func.vmap(self._one)(self.weights, self.buffers, *inputs)
 
     def _one(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Any) -> Any:
-        return torch.func.functional_call(self._network, (weights, buffers), inputs)
+        return torch.func.functional_call(self._skeleton, (weights, buffers), inputs)
 
     def parameters(self) -> list[Tensor]:
-        """The weights, leaves for an optimiser: stacked, or those of the only network."""
-        return list(self._network.parameters() if self._alone else self.weights.values())
+        """The stacked weights, for an optimiser."""
+        return list(self.weights.values())
 
     def train(self, mode: bool = True) -> Stack:
         """Put the networks into training mode, or into evaluation mode."""
-        self._network.train(mode)
+        self._skeleton.train(mode)
         return self
 
     def eval(self) -> Stack:
@@ -93,17 +90,16 @@ class Stack:
             If the networks have no submodule of that name.
         """
         part, start = copy.copy(self), f"{name}."
-        part._network = self._network.get_submodule(name)
-        part.weights, part.buffers = (
+        part._skeleton = self._skeleton.get_submodule(name)
+        part.weights, part.buffers, part._places = (
             {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-            for state in (self.weights, self.buffers)
+            for state in (self.weights, self.buffers, self._places)
         )
         return part
 
     def rows(self, index: Sequence[int]) -> Stack:
         """Return the networks of these rows, as a stack of copies without a gradient."""
         chosen, at = copy.copy(self), list(index)
-        chosen._alone = False
         chosen.weights, chosen.buffers = (
             {key: value[at].detach() for key, value in state.items()} for state in (self.weights, self.buffers)
         )
@@ -119,6 +115,15 @@ class Stack:
         finally:
             for weight in self.parameters():
                 weight.requires_grad_(True)
+
+
+def _places(network: nn.Module) -> dict[str, dict[str, Tensor | None]]:
+    """Where a module looks up its weights and buffers, by their full names."""
+    found = {}
+    for prefix, module in network.named_modules():
+        for state in (module._parameters, module._buffers):
+            found |= {f"{prefix}.{name}".lstrip("."): state for name in state}
+    return found
 
 
 def own_rows(values: Tensor, index: Int[Tensor, "seeds b"]) -> Tensor:

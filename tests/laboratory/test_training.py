@@ -40,6 +40,7 @@ def test_a_stack_trains_as_its_networks_do(networks, x):
 def test_parts_share_the_weights_and_rows_do_not(networks, x):
     stack = Stack(networks).eval()
     first, last = stack.part("0"), stack.part("3")
+    assert [weight.shape[0] for weight in stack.parameters()] == [len(networks)] * 6
     torch.testing.assert_close(last(torch.tanh(stack.part("1")(first(x)))), stack(x))
     rows = stack.rows([-1, 0])
     torch.testing.assert_close(rows(x[[-1, 0]]), stack(x)[[-1, 0]])
