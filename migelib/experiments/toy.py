@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import bounds, critics
 from ..scores import SSGE
 from ..surrogates import mutual_information_surrogate
 from ..tasks import CorrelatedGaussian, exact_score_surrogate
 from .randomness import seeded, stream
+from .training import Stack, adam, descend
 
 METRICS = {"relative_error": "1", "value_relative_error": "1", "denominator_ratio": "1"}
 
@@ -80,6 +81,7 @@ PROFILES = {
 }
 STUDIES: dict[str, Config] = {}
 
+Result = tuple[dict[str, float], dict[str, np.ndarray]]
 Bound = Callable[[Float[Tensor, "g n n"], "Tensor | None"], "tuple[Float[Tensor, 'g'], Tensor | None]"]
 
 
@@ -93,27 +95,23 @@ def prepare(config: Config, device: torch.device) -> None:
     """Nothing is shared by the seeds."""
 
 
-def run_seeds(
-    config: Config, shared: None, seeds: Sequence[int], device: torch.device
-) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
-    """Errors and curves of every method and dimension."""
-    return [run_seed(config, seed, device) for seed in seeds]
-
-
-def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Errors and curves of every method and dimension, for one seed.
+def run_seeds(config: Config, shared: None, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    """Errors and curves of every method and dimension.
 
     The quantities are the relative errors of the gradient and, for the bounds, of the value; and for MINE the ratio of
     the batch's mean of exp(T) to the moving average that replaces it, as a mean over training and grid. The curves are
     named <method>/d<dim>/gradient and <method>/d<dim>/value.
     """
+    results = [score_errors(config, seed, device) for seed in seeds]
+    for (quantities, curves), found in zip(results, bound_errors(config, seeds, device), strict=True):
+        quantities |= found[0]
+        curves |= found[1]
+    return results
+
+
+def score_errors(config: Config, seed: int, device: torch.device) -> Result:
+    """Errors and curves of the methods with scores, for one seed."""
     grid = torch.linspace(-config.rho_max, config.rho_max, config.points)
-    bound_grid = torch.linspace(-config.rho_max, config.rho_max, config.bound_points)
-    objectives: dict[str, Bound] = {
-        "mine-dv": lambda critic, _: (bounds.donsker_varadhan(critic), None),
-        "mine-ema": lambda critic, running: bounds.mine(critic, running, config.decay),
-        "mine-f": lambda critic, _: (bounds.nwj(critic), None),
-    }
     quantities, curves = {}, {}
     for dim in config.dims:
         truth = CorrelatedGaussian(dim, grid).mutual_information_gradient()
@@ -121,17 +119,29 @@ def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str,
             gradient = estimate(dim, grid, config.n, stream(seed, "mige", dim), device)
             quantities[f"{method}/d{dim}/relative_error"] = relative_error(gradient, truth)
             curves[f"{method}/d{dim}/gradient"] = gradient.numpy()
-    for dim in config.bound_dims:
-        task = CorrelatedGaussian(dim, bound_grid)
-        for method, bound in objectives.items():
-            gradient, value, ratio = train_bound(bound, dim, bound_grid, config, stream(seed, method, dim), device)
-            name = f"{method}/d{dim}"
-            quantities[f"{name}/relative_error"] = relative_error(gradient, task.mutual_information_gradient())
-            quantities[f"{name}/value_relative_error"] = relative_error(value, task.mutual_information().detach())
-            if method == "mine-ema":
-                quantities[f"{name}/denominator_ratio"] = float(ratio.mean())
-            curves |= {f"{name}/gradient": gradient.numpy(), f"{name}/value": value.numpy()}
     return quantities, curves
+
+
+def bound_errors(config: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    """Errors and curves of the bounds, whose critics are trained for these seeds at once."""
+    grid = torch.linspace(-config.rho_max, config.rho_max, config.bound_points)
+    objectives: dict[str, Bound] = {
+        "mine-dv": lambda critic, _: (bounds.donsker_varadhan(critic), None),
+        "mine-ema": lambda critic, running: bounds.mine(critic, running, config.decay),
+        "mine-f": lambda critic, _: (bounds.nwj(critic), None),
+    }
+    results: list[Result] = [({}, {}) for _ in seeds]
+    for dim in config.bound_dims:
+        task = CorrelatedGaussian(dim, grid)
+        for method, bound in objectives.items():
+            name, trained = f"{method}/d{dim}", train_bound(bound, dim, grid, config, seeds, (method, dim), device)
+            for (quantities, curves), gradient, value, ratio in zip(results, *trained, strict=True):
+                quantities[f"{name}/relative_error"] = relative_error(gradient, task.mutual_information_gradient())
+                quantities[f"{name}/value_relative_error"] = relative_error(value, task.mutual_information().detach())
+                if method == "mine-ema":
+                    quantities[f"{name}/denominator_ratio"] = float(ratio.mean())
+                curves |= {f"{name}/gradient": gradient.numpy(), f"{name}/value": value.numpy()}
+    return results
 
 
 def relative_error(curve: Float[Tensor, "g"], truth: Float[Tensor, "g"]) -> float:
@@ -165,41 +175,46 @@ def train_bound(
     dim: int,
     rho: Float[Tensor, "g"],
     config: Config,
-    generator: torch.Generator,
+    seeds: Sequence[int],
+    label: tuple[object, ...],
     device: torch.device,
-) -> tuple[Float[Tensor, "g"], Float[Tensor, "g"], Float[Tensor, "g"]]:
+) -> tuple[Float[Tensor, "seeds g"], Float[Tensor, "seeds g"], Float[Tensor, "seeds g"]]:
     """Train a variational bound at every correlation of the grid.
 
-    All critics of the grid are trained at once, as one stack of weights; each sees its own fresh batch at every step.
+    All critics of the seeds and the grid are trained at once; each sees its own fresh batch at every step.
 
     Returns
     -------
-    gradient, value : Tensor [g]
+    gradient, value : Tensor [seeds, g]
         Gradient of the bound in rho, and the bound, on the batch of the last step.
-    ratio : Tensor [g]
+    ratio : Tensor [seeds, g]
         Mean over all steps of a batch's mean of exp(T) over its moving average; one for bounds without one.
     """
-    rho = rho.to(device).requires_grad_()
-    task = CorrelatedGaussian(dim, rho)
-    networks = seeded(
-        lambda: [critics.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in rho],
-        generator.initial_seed(),
-    )
-    weights, _ = torch.func.stack_module_state(networks)
-    weights = {name: weight.detach().to(device).requires_grad_() for name, weight in weights.items()}
-    evaluate = torch.vmap(lambda weights, x, y: torch.func.functional_call(networks[0], weights, (x, y)))
-    optimiser = torch.optim.Adam(weights.values(), lr=config.learning_rate)
+    grids = rho.to(device).repeat(len(seeds), 1).requires_grad_()
+    tasks = [CorrelatedGaussian(dim, own) for own in grids]
+    generators = [stream(seed, *label, device=device) for seed in seeds]
+    networks = [network for generator in generators for network in _critics(dim, len(rho), config, generator)]
+    stack = Stack([network.to(device) for network in networks])
+    optimiser = adam(stack.parameters(), config.learning_rate)
     running, ratios = None, []
     for step in range(config.steps):
-        x, y = task.sample(config.n, generator)
+        drawn = [task.sample(config.n, generator) for task, generator in zip(tasks, generators, strict=True)]
+        x, y = (torch.cat(part) for part in zip(*drawn, strict=True))
         last = step == config.steps - 1
-        critic = evaluate(weights, x, y if last else y.detach())
+        critic = stack(x, y if last else y.detach())
         value, running = bound(critic, running)
         log_mean = bounds.log_mean_exp_product(critic).detach()
         ratios.append(torch.exp(log_mean - (log_mean if running is None else running)))
         if not last:
-            optimiser.zero_grad()
-            (-value.sum()).backward()
-            optimiser.step()
-    (gradient,) = torch.autograd.grad(value.sum(), rho)
-    return gradient.cpu(), value.detach().cpu(), torch.stack(ratios).mean(0).cpu()
+            descend(optimiser, -value)
+    (gradient,) = torch.autograd.grad(value.sum(), grids)
+    value, ratio = (part.unflatten(0, gradient.shape) for part in (value.detach(), torch.stack(ratios).mean(0)))
+    return gradient.cpu(), value.cpu(), ratio.cpu()
+
+
+def _critics(dim: int, count: int, config: Config, generator: torch.Generator) -> list[nn.Module]:
+    """Critics of one seed, one for each correlation."""
+    return seeded(
+        lambda: [critics.SeparableCritic(dim, dim, config.hidden, config.embedding) for _ in range(count)],
+        generator.initial_seed(),
+    )

@@ -15,7 +15,7 @@ import torch
 
 from migelib import __version__, experiments
 from migelib.__main__ import main
-from migelib.experiments import accuracy, cli, partials, provenance, records, runner, toy
+from migelib.experiments import accuracy, cli, partials, provenance, records, runner
 
 CPU = torch.device("cpu")
 PACKAGE = Path(experiments.__file__).parents[1]
@@ -267,13 +267,6 @@ def test_parts_of_the_benchmark_measure_what_the_whole_does():
         assert merged.keys() == whole[kind].keys()
         for name, value in whole[kind].items():
             np.testing.assert_array_equal(merged[name], value)
-
-
-def test_parts_of_the_toy_measure_what_the_whole_does():
-    config = toy.Config(seeds=2, dims=(2,), bound_dims=(2, 3), n=20, points=3, bound_points=2, hidden=4, steps=2)
-    quantities, _ = toy.run_seed(config, 0, CPU)
-    parts = [toy.run_seed(part, 0, CPU)[0] for part in toy.units(config)]
-    assert {name: value for part in parts for name, value in part.items()} == quantities
 
 
 # --- where a run was made ---------------------------------------------------------------------------------------------
