@@ -18,7 +18,8 @@ from migelib.surrogates import kl_surrogate
 from migelib.tasks.energies import FunnelEnergy, breast_cancer_posterior
 
 CPU = torch.device("cpu")
-TINY = dataclasses.replace(PROFILES["cpu"], seeds=2, steps=2, n=48, hidden=(8,), flow_steps=2)
+# Hidden units are more than the coordinates, since otherwise the samples would lie in a plane.
+TINY = dataclasses.replace(PROFILES["cpu"], seeds=2, steps=2, n=48, hidden=(40,), flow_steps=2)
 
 
 def generator(seed=0):
