@@ -137,7 +137,7 @@ class Config:
 
 PROFILES = {
     "quick": Config(
-        seeds=4,
+        seeds=5,
         tasks=("toy", "gauss-bottleneck", "half-cube", "student", "mixture-signs", "mlp-blocks"),
         peer_tasks=("half-cube",),
         cells=((16, 256),),

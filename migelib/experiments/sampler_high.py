@@ -64,7 +64,7 @@ class Config(Training):
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class HighProblem:
     """A target and what is known of it.
 
     Attributes
@@ -82,34 +82,34 @@ class Problem:
     sample: Callable[[int, torch.Generator], Float[Tensor, "n d"]] | None = None
 
 
-def funnel(device: torch.device) -> Problem:
+def funnel(device: torch.device) -> HighProblem:
     """Neal's funnel in 32 dimensions."""
     del device  # it has no data
     target = FunnelEnergy()
-    return Problem(target, target.moments(), target.sample)
+    return HighProblem(target, target.moments(), target.sample)
 
 
-def logistic(device: torch.device) -> Problem:
+def logistic(device: torch.device) -> HighProblem:
     """The posterior of a logistic regression, whose moments come from a long run of NUTS."""
     target, moments = breast_cancer_posterior()
-    return Problem(replace(target, features=target.features.to(device), signs=target.signs.to(device)), moments)
+    return HighProblem(replace(target, features=target.features.to(device), signs=target.signs.to(device)), moments)
 
 
-PROBLEMS: dict[str, Callable[[torch.device], Problem]] = {"funnel-32d": funnel, "logistic": logistic}
+PROBLEMS: dict[str, Callable[[torch.device], HighProblem]] = {"funnel-32d": funnel, "logistic": logistic}
 
 
-def methods(config: Config) -> dict[str, Exact | Trained]:
+def methods(config: Config) -> dict[str, HighExact | HighTrained]:
     """What these settings can compare, by name."""
     trained = trained_methods(Adaptive(), config)
-    return {"exact": Exact()} | {name: Trained(sampler) for name, sampler in trained.items()}
+    return {"exact": HighExact()} | {name: HighTrained(sampler) for name, sampler in trained.items()}
 
 
 @dataclass(frozen=True)
-class Exact:
+class HighExact:
     """Samples of the target itself, where it can be sampled."""
 
     def measure(
-        self, name: str, problem: Problem, config: Config, seeds: Sequence[int], device: torch.device
+        self, name: str, problem: HighProblem, config: Config, seeds: Sequence[int], device: torch.device
     ) -> list[Result]:
         """Distances from the target, for every seed."""
         if problem.sample is None:
@@ -119,7 +119,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Trained:
+class HighTrained:
     """Samples of a trained sampler.
 
     Attributes
@@ -131,7 +131,7 @@ class Trained:
     sampler: Implicit | Flow
 
     def measure(
-        self, name: str, problem: Problem, config: Config, seeds: Sequence[int], device: torch.device
+        self, name: str, problem: HighProblem, config: Config, seeds: Sequence[int], device: torch.device
     ) -> list[Result]:
         """Distances from the target, and the seconds that a step takes, for every seed."""
         target = problem.target
@@ -162,12 +162,12 @@ PROFILES = {
 STUDIES: dict[str, Config] = {}
 
 
-def prepare(config: Config, device: torch.device) -> list[Problem]:
+def prepare(config: Config, device: torch.device) -> list[HighProblem]:
     """The targets, with their data on the device."""
     return [PROBLEMS[name](device) for name in config.targets]
 
 
-def run_seeds(config: Config, shared: list[Problem], seeds: Sequence[int], device: torch.device) -> list[Result]:
+def run_seeds(config: Config, shared: list[HighProblem], seeds: Sequence[int], device: torch.device) -> list[Result]:
     """Distances between the samples of every method and the targets, for every seed. Curves: seconds a step."""
     known = methods(config)
     return merged(
@@ -175,7 +175,7 @@ def run_seeds(config: Config, shared: list[Problem], seeds: Sequence[int], devic
     )
 
 
-def distances(name: str, problem: Problem, samples: Float[Tensor, "n d"], seed: int) -> dict[str, float]:
+def distances(name: str, problem: HighProblem, samples: Float[Tensor, "n d"], seed: int) -> dict[str, float]:
     """Errors of the moments of a method's samples and, where the target can be sampled, their discrepancy from it."""
     target = problem.target
     errors = moment_errors(samples, problem.moments)

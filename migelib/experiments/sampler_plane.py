@@ -76,15 +76,15 @@ class Config(Training):
         check_names("targets", self.targets, PLANE_ENERGIES)
 
 
-def methods(config: Config) -> dict[str, Exact | Trained]:
+def methods(config: Config) -> dict[str, PlaneExact | PlaneTrained]:
     """What these settings can compare, by name."""
     ege = Tikhonov(ridge=config.ridge, median_factor=config.median_factor)
     trained = trained_methods(ege, config, config.snapshots)
-    return {"exact": Exact()} | {name: Trained(sampler) for name, sampler in trained.items()}
+    return {"exact": PlaneExact()} | {name: PlaneTrained(sampler) for name, sampler in trained.items()}
 
 
 @dataclass(frozen=True)
-class Exact:
+class PlaneExact:
     """Samples of the targets themselves: the least that the grid's divergence can be, and the estimators' errors."""
 
     def measure(self, name: str, config: Config, seeds: Sequence[int], device: torch.device) -> list[Result]:
@@ -101,7 +101,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Trained:
+class PlaneTrained:
     """Samples of trained samplers, one a target.
 
     Attributes

@@ -1,6 +1,7 @@
 """Imports inside the package go down its layers only."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,10 @@ def test_imports_go_down(path):
 )
 def test_an_upward_import_is_noticed(line):
     assert upward(line, PACKAGE / "scores" / "ssge.py")
+
+
+def test_a_name_is_that_of_one_class():
+    """But for the words of the protocol of an experiment."""
+    trees = [ast.parse(path.read_text()) for path in MODULES]
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1} <= {"Config", "Shared"}
