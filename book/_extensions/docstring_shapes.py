@@ -1,13 +1,15 @@
-"""Sphinx hook for docstrings with shapes: in ``[*batch, n, d]`` the star is no markup."""
+"""Sphinx hook for docstrings with shapes: in ``[*batch, n, d]`` and ``[seeds, *shape]`` the star is no markup."""
 
 from __future__ import annotations
+
+import re
 
 from sphinx.application import Sphinx
 
 
 def escape_stars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Escape the star of `[*batch` in a docstring, in place."""
-    lines[:] = [line.replace("[*batch", r"[\*batch") for line in lines]
+    """Escape the star of `*batch` and `*shape` inside brackets in a docstring, in place."""
+    lines[:] = [re.sub(r"(\[|\[seeds, )\*(batch|shape)", r"\1\\*\2", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -78,7 +78,7 @@ def run(
         One of the experiment's `PROFILES`, such as "quick", "full" or "cpu"; `python -m migelib list` names them.
     study : str, optional
         One of the experiment's `STUDIES`, in place of a profile.
-    config : Config, optional
+    config : dataclass, optional
         Settings of one's own, an instance of the experiment's `Config`, in place of a profile. The record's profile is
         then "custom".
     device : str
