@@ -133,7 +133,7 @@ class Record:
 
 
 def directory() -> Path:
-    """Folder of one's own runs: `$MIGELIB_RECORDS`, else `migelib-records` in the working directory."""
+    """Folder of one's own runs: that named by the environment variable MIGELIB_RECORDS, or `migelib-records` here."""
     return Path(os.environ.get("MIGELIB_RECORDS") or "migelib-records")
 
 
