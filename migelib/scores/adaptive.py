@@ -247,7 +247,7 @@ class Adaptive:
                 difference = torch.where(where[..., None, None], _kernel_pair(x, z, kind), difference)
         parts = difference.tensor_split([x.shape[-1]], -1)
         for part, v, other, where in zip(parts, (x, z), (z, x), still, strict=True):
-            for entry in map(tuple, where.any(-1).nonzero().tolist()):
+            for entry in _indices(where.any(-1)):
                 part[entry] = self._finite_part(other[entry], v[entry], where[entry])
         return (parts[0].to(dtype), parts[1].to(dtype)), reasons
 
@@ -320,8 +320,10 @@ class Adaptive:
                     model = fit_student(joint[index].u, df, model, 4)
                     best = best.or_better(self._candidate(joint, index, model, 1, heavy))
         leading = best.choice
-        for index in sorted({0, *leading.flatten().tolist()}):
-            best = self._or_mixtures(best, joint, index, gaussians[index], (leading == index) | (index == 0))
+        for index, gauss in enumerate(gaussians):
+            tried = (leading == index) | (index == 0)
+            if bool(tried.any()):
+                best = self._or_mixtures(best, joint, index, gauss, tried)
         return best.choice, (best.u, best.slope), best.model
 
     def _candidate(
@@ -418,7 +420,9 @@ class AdaptiveScore:
         points = points.double() - self.origin
         if self.kept is not None:
             points = points[..., self.kept]
-        used = self.choice.unique().tolist()  # evaluating a map that no batch entry chose would double the cost
+        used = [
+            i for i in range(len(self.maps)) if bool((self.choice == i).any())
+        ]  # evaluating a map that no batch entry chose would double the cost
         u, slope, curvature = self.maps[used[0]].evaluate(points, 2)
         if len(used) > 1:
             use = self.choice[..., None, None] == used[1]
@@ -549,9 +553,14 @@ def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batc
     if not bool(resolved.any()):
         return None
     base, use = model.score(u), resolved[..., None, None]
-    one = u[tuple(resolved.nonzero()[0].tolist())]  # stands in where a kernel would have no width
+    one = u[_indices(resolved)[0]]  # stands in where a kernel would have no width
     fitted = SSGE(energy=0.999).fit_residual(torch.where(use, u, one), base)
     return replace(fitted, coefficients=torch.where(use, fitted.coefficients, 0))
+
+
+def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
+    """Indices of the batch entries where the mask holds; one by one, since torch.func's tensors have no `tolist`."""
+    return [tuple(int(i) for i in index) for index in mask.nonzero()]
 
 
 def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:

@@ -231,7 +231,7 @@ class Selected:
         check_samples(samples)
         losses = self.losses(samples / unit(samples))  # their order does not depend on the unit
         choice = torch.where(torch.isfinite(losses), losses, torch.inf).argmin(0)
-        used = sorted(set(choice.flatten().tolist()))
+        used = [i for i in range(len(self.candidates)) if bool((choice == i).any())]
         return SelectedScore({i: self.candidates[i].fit(samples.detach()) for i in used}, choice)
 
 
