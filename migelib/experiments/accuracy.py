@@ -10,7 +10,6 @@ Explained in :doc:`/book/benchmark`.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,8 @@ from .. import bounds, critics
 from ..scores import SSGE, DenoisingScore, GaussianScore, ScoreEstimator
 from ..surrogates import entropy_surrogate, mutual_information_surrogate
 from ..tasks import PAIRS, PairTask, cast, exact_score_surrogate, pair
-from .randomness import seeded, stream
+from .randomness import stream
+from .training import Stack, adam, descend
 
 METRICS = {
     "relative_error": "1",
@@ -51,6 +51,7 @@ JOINT_ENTROPY = (
 CODE_ENTROPY = ("gauss-bottleneck", "gauss-low-rank", "gauss-low-noise", "mlp", "mlp-blocks")
 
 Cells = tuple[tuple[int, int], ...]
+Result = tuple[dict[str, float], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class PeerTraining:
         Share of the samples that takes no part in the training: of the weights on the way those are kept that do best
         there. 0 for the weights of the last step.
     equal_time : bool
-        Stop as soon as the method `Config.reference` would have finished on the same samples.
+        Stop as soon as the method `Config.reference` would have finished on the same samples, those of all seeds that
+        are trained together.
     """
 
     suffix: str = ""
@@ -209,51 +211,74 @@ def prepare(config: Config, device: torch.device) -> None:
     """Nothing is shared by the seeds."""
 
 
-def run_seeds(
-    config: Config, shared: None, seeds: Sequence[int], device: torch.device
-) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
-    """Errors of every method in every cell, and the gradients themselves."""
-    return [run_seed(config, seed, device) for seed in seeds]
+def run_seeds(config: Config, shared: None, seeds: Sequence[int], device: torch.device) -> list[Result]:
+    """Errors of every method in every cell, and the gradients themselves; no means over tasks."""
+    results: list[Result] = [({}, {}) for _ in seeds]
+    for (name, dim, n), with_peers in _jobs(config).items():
+        task, setting = pair(name, dim), f"{name}-d{dim}-n{n}"
+        truth, error = task.mutual_information_gradient(), task.mutual_information_gradient_error()
+        cells = run_cell(config, seeds, name, dim, n, device, with_peers)
+        for seed, cell, (quantities, curves) in zip(seeds, cells, results, strict=True):
+            curves[f"truth/{name}-d{dim}"] = truth.numpy()
+            quantities[f"truth/{name}-d{dim}/standard_error"] = float(error.norm() / truth.norm())
+            measured = [_measured(cell, truth, setting)]
+            if (dim, n) in config.cells and name in JOINT_ENTROPY + CODE_ENTROPY:
+                sign = -1 if name in JOINT_ENTROPY else 1
+                entropies = run_entropy_cell(config, seed, name, dim, n, device)
+                measured.append(_measured(entropies, sign * truth, f"entropy-{setting}"))
+            for found in measured:
+                quantities |= found[0]
+                curves |= found[1]
+    return results
 
 
-def run_seed(config: Config, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Errors of every method in every cell, and the gradients themselves, for one seed; no means over tasks."""
-    jobs: dict[tuple[str, int, int], bool] = {}  # task, dimension, number of samples -> with peers?
+def _jobs(config: Config) -> dict[tuple[str, int, int], bool]:
+    """Task, dimension and number of samples of every cell, and whether the peers are trained there."""
+    jobs: dict[tuple[str, int, int], bool] = {}
     for names, cells, peers in (
         (config.tasks, config.cells, False),
         (config.large_tasks, config.large_cells, False),
         (config.peer_tasks, config.peer_cells, True),
     ):
         jobs |= {(name, dim, n): peers for name in names for dim, n in cells if _exists(name, dim)}
+    return jobs
+
+
+def _measured(cell: dict[str, Float[Tensor, "r k"]], truth: Tensor, setting: str) -> Result:
+    """Errors and gradients of the methods of a cell."""
     quantities: dict[str, float] = {}
-    curves: dict[str, np.ndarray] = {}
-    for (name, dim, n), with_peers in jobs.items():
-        task = pair(name, dim)
-        truth, error = task.mutual_information_gradient(), task.mutual_information_gradient_error()
-        curves[f"truth/{name}-d{dim}"] = truth.numpy()
-        quantities[f"truth/{name}-d{dim}/standard_error"] = float(error.norm() / truth.norm())
-        measures = {"": (run_cell(config, seed, name, dim, n, device, with_peers), truth)}
-        if (dim, n) in config.cells and name in JOINT_ENTROPY + CODE_ENTROPY:
-            sign = -1 if name in JOINT_ENTROPY else 1
-            measures["entropy-"] = run_entropy_cell(config, seed, name, dim, n, device), sign * truth
-        for prefix, (cell, target) in measures.items():
-            floor = errors(cell["exact"], target)["relative_error"]
-            for method, gradients in cell.items():
-                setting = f"{method}/{prefix}{name}-d{dim}-n{n}"
-                curves[setting] = gradients.numpy()
-                quantities |= {f"{setting}/{metric}": value for metric, value in errors(gradients, target).items()}
-                if method != "exact":
-                    quantities[f"{setting}/floor_multiple"] = quantities[f"{setting}/relative_error"] / floor
-    return quantities, curves
+    floor = errors(cell["exact"], truth)["relative_error"]
+    for method, gradients in cell.items():
+        name = f"{method}/{setting}"
+        quantities |= {f"{name}/{metric}": value for metric, value in errors(gradients, truth).items()}
+        if method != "exact":
+            quantities[f"{name}/floor_multiple"] = quantities[f"{name}/relative_error"] / floor
+    return quantities, {f"{method}/{setting}": gradients.numpy() for method, gradients in cell.items()}
 
 
 def run_cell(
-    config: Config, seed: int, name: str, dim: int, n: int, device: torch.device, with_peers: bool
-) -> dict[str, Float[Tensor, "r k"]]:
-    """Gradients of one task at one dimension and number of samples: method -> one row a sample set.
+    config: Config, seeds: Sequence[int], name: str, dim: int, n: int, device: torch.device, with_peers: bool
+) -> list[dict[str, Float[Tensor, "r k"]]]:
+    """Gradients of one task at one dimension and number of samples, for each seed: method -> one row a sample set.
 
     Sample set r is the same for all methods.
     """
+    cells, seconds = [], {}
+    for seed in seeds:
+        gradients, reference_seconds = score_gradients(config, seed, name, dim, n, device)
+        cells.append(gradients)
+        if reference_seconds:  # else the reference rejects these samples
+            seconds[seed] = float(np.median(reference_seconds))
+    if with_peers:
+        trained = trained_gradients(config, seeds, name, dim, n, device, seconds)
+        cells = [gradients | of_peers for gradients, of_peers in zip(cells, trained, strict=True)]
+    return [_stacked(gradients) for gradients in cells]
+
+
+def score_gradients(
+    config: Config, seed: int, name: str, dim: int, n: int, device: torch.device
+) -> tuple[dict[str, list[Tensor]], list[float]]:
+    """Gradients with the exact scores and by the score-based methods, and the seconds that the reference took."""
     sampled, share = _sampler(seed, name, dim, n, device)
     gradients = {
         "exact": [exact_score_gradient(sampled(repeat)) for repeat in range(max(4, share(config.floor_repeats)))]
@@ -268,20 +293,32 @@ def run_cell(
                     reference_seconds.append(time.perf_counter() - started)
         except ValueError:
             gradients.pop(method, None)
-    for peer in config.peers if with_peers else ():
-        for repeat in range(config.peer_repeats):
-            weights = stream(seed, "weights", peer, name, dim, n, repeat)
-            timed = tuple(training for training in config.trainings if training.equal_time)
-            for training in (PeerTraining(), *timed) if peer == "ar-dae" else config.trainings:
-                if training.equal_time and not reference_seconds:
-                    continue  # the reference rejects these samples
-                seconds = float(np.median(reference_seconds)) if training.equal_time else math.inf
-                if peer == "ar-dae":
-                    gradient = denoising_gradient(sampled(repeat), weights, seconds)
+    return gradients, reference_seconds
+
+
+def trained_gradients(
+    config: Config, seeds: Sequence[int], name: str, dim: int, n: int, device: torch.device, seconds: dict[int, float]
+) -> list[dict[str, list[Tensor]]]:
+    """Gradients by the peers, trained for these seeds at once; `seconds` is the time of the reference by seed."""
+    gradients: list[dict[str, list[Tensor]]] = [{} for _ in seeds]
+    samplers = [_sampler(seed, name, dim, n, device)[0] for seed in seeds]
+    timed = tuple(training for training in config.trainings if training.equal_time)
+    for peer in config.peers:
+        for training in config.trainings if peer in PEERS else (PeerTraining(), *timed):
+            rows = [row for row, seed in enumerate(seeds) if seed in seconds or not training.equal_time]
+            chosen = [seeds[row] for row in rows]
+            limits = [seconds[seed] if training.equal_time else math.inf for seed in chosen]
+            for repeat in range(config.peer_repeats if rows else 0):
+                label = ("weights", peer, name, dim, n, repeat)
+                problems = [samplers[row](repeat) for row in rows]
+                if peer in PEERS:
+                    found = peer_gradients(problems, PEERS[peer], config, training, chosen, label, sum(limits))
                 else:
-                    gradient = peer_gradient(sampled(repeat), PEERS[peer], config, training, weights, seconds)
-                gradients.setdefault(peer + training.suffix, []).append(gradient)
-    return _stacked(gradients)
+                    streams = [stream(seed, *label) for seed in chosen]
+                    found = list(map(denoising_gradient, problems, streams, limits))
+                for row, gradient in zip(rows, found, strict=True):
+                    gradients[row].setdefault(peer + training.suffix, []).append(gradient)
+    return gradients
 
 
 def run_entropy_cell(
@@ -392,7 +429,10 @@ def entropy_gradient(problem: Problem, joint: bool, estimator: ScoreEstimator | 
 
 
 def denoising_gradient(problem: Problem, generator: torch.Generator, seconds: float = math.inf) -> Float[Tensor, "*k"]:
-    """AR-DAE: MIGE with `DenoisingScore`, its default number of training steps or as many as fit in `seconds`."""
+    """AR-DAE: MIGE with `DenoisingScore`, its default number of training steps or as many as fit in `seconds`.
+
+    An estimator of the library, which trains its networks inside `fit`: each seed's by themselves.
+    """
     estimator = DenoisingScore(seed=generator.initial_seed())
     if math.isfinite(seconds):
         trial = replace(estimator, steps=10)
@@ -402,99 +442,140 @@ def denoising_gradient(problem: Problem, generator: torch.Generator, seconds: fl
     return score_gradient(problem, estimator)
 
 
-def peer_gradient(
-    problem: Problem,
-    peer: Callable[[Config, int, int], Peer],
+def peer_gradients(
+    problems: Sequence[Problem],
+    peer: Peer,
     config: Config,
     training: PeerTraining,
-    generator: torch.Generator,
+    seeds: Sequence[int],
+    label: tuple[object, ...],
     seconds: float = math.inf,
-) -> Float[Tensor, "k"]:
+) -> Float[Tensor, "seeds k"]:
     """Train a peer on the samples, then differentiate its estimate through them with the network held fixed.
 
-    The network sees standardised coordinates, which changes no mutual information. Training ends as `training` says,
-    or at the first step that ends after `seconds`. The estimate is over all samples, held-out ones included. Where it
-    is not finite, as MINE-f's may be on heavy tails, its gradient counts as zero: no gradient, a relative error of 1.
+    There is one problem and one network a seed, its weights from the seed's stream of that label; all are trained at
+    once. The networks see standardised coordinates, which changes no mutual information. Training ends as `training`
+    says, or at the first step that the host finishes after `seconds`. The estimate is over all samples, held-out ones
+    included. Where it is not finite, as MINE-f's may be on heavy tails, its gradient counts as zero: no gradient, a
+    relative error of 1.
     """
-    started = time.perf_counter()
-    x, z = ((samples - samples.detach().mean(0)) / samples.detach().std(0) for samples in (problem.x, problem.z))
-    fixed_x, fixed_z = x.detach(), z.detach()
-    trained = seeded(lambda: peer(config, x.shape[-1], z.shape[-1]), generator.initial_seed())
-    trained.network.to(x.device)
-    optimiser = torch.optim.Adam(trained.network.parameters(), lr=training.learning_rate)
-    held_out = round(training.held_out * len(x))
-    kept, least = None, math.inf
+    deadline = time.perf_counter() + seconds
+    x, z = (_standardised(torch.stack(samples)) for samples in ([p.x for p in problems], [p.z for p in problems]))
+    networks = Stack.build(lambda: peer.network(config, x.shape[-1], z.shape[-1]), seeds, *label, device=x.device)
+    past = train_peer(peer, networks, x.detach(), z.detach(), config, training, deadline)
+    estimate = peer.read(networks(x, z), past, config)
+    gradients = torch.stack(torch.autograd.grad(estimate.sum(), [p.theta for p in problems])).flatten(1)
+    return torch.where(gradients.isfinite().all(-1, keepdim=True), gradients, 0.0)
+
+
+def _standardised(samples: Float[Tensor, "seeds n d"]) -> Float[Tensor, "seeds n d"]:
+    fixed = samples.detach()
+    return (samples - fixed.mean(-2, keepdim=True)) / fixed.std(-2, keepdim=True)
+
+
+def train_peer(
+    peer: Peer,
+    networks: Stack,
+    x: Float[Tensor, "seeds n p"],
+    z: Float[Tensor, "seeds n q"],
+    config: Config,
+    training: PeerTraining,
+    deadline: float = math.inf,
+) -> Float[Tensor, "seeds"] | None:
+    """Train the networks of a peer until `time.perf_counter` passes the deadline; return its moving average."""
+    optimiser = adam(networks.parameters(), training.learning_rate)
+    held_out, past = round(training.held_out * x.shape[-2]), None
+    best = BestWeights(networks)
     for step in range(training.steps):
-        optimiser.zero_grad()
-        trained.loss(trained.network, fixed_x[held_out:], fixed_z[held_out:]).backward()
-        optimiser.step()
-        late = time.perf_counter() - started > seconds
+        value, past = peer.objective(networks(x[:, held_out:], z[:, held_out:]), past, config)
+        descend(optimiser, -value)
+        late = time.perf_counter() > deadline
         if held_out and (step % 5 == 4 or late or step == training.steps - 1):
-            with torch.no_grad():
-                loss = float(trained.loss(trained.network, fixed_x[:held_out], fixed_z[:held_out]))
-            if loss < least:
-                kept, least = copy.deepcopy(trained.network.state_dict()), loss
+            with torch.no_grad():  # held-out samples leave the moving average as it is
+                value, _ = peer.objective(networks(x[:, :held_out], z[:, :held_out]), past, config)
+            best.update(value)
         if late:
             break
-    if kept is not None:
-        trained.network.load_state_dict(kept)
-    gradient = torch.autograd.grad(trained.estimate(trained.network(x, z)), problem.theta)[0]
-    return gradient if bool(gradient.isfinite().all()) else torch.zeros_like(gradient)
+    if held_out:
+        best.restore()
+    return past
+
+
+class BestWeights:
+    """The weights of each seed at the largest value so far; they stay on the device, and no value is read back.
+
+    Parameters
+    ----------
+    networks : Stack
+        The networks that are trained.
+    """
+
+    def __init__(self, networks: Stack) -> None:
+        self._weights = networks.parameters()
+        self._kept = [weights.detach().clone() for weights in self._weights]
+        self._value = self._kept[0].new_full((len(networks),), -math.inf)
+
+    def update(self, value: Float[Tensor, "seeds"]) -> None:
+        """Keep the present weights of the seeds whose value is larger than all before, or that had no number yet."""
+        better = (value > self._value) | (self._value == -math.inf)
+        self._value = torch.where(value > self._value, value, self._value)
+        for kept, weights in zip(self._kept, self._weights, strict=True):
+            kept.copy_(torch.where(better.view(-1, *[1] * (kept.ndim - 1)), weights.detach(), kept))
+
+    def restore(self) -> None:
+        """Put the kept weights back into the networks."""
+        with torch.no_grad():
+            for kept, weights in zip(self._kept, self._weights, strict=True):
+                weights.copy_(kept)
 
 
 class Peer(NamedTuple):
-    """A network that maps samples to an (n, n) matrix, its training loss and its estimate of the information."""
+    """A network that maps samples to an (n, n) matrix, and what is made of the matrices of all seeds [seeds, n, n].
 
-    network: nn.Module
-    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
-    estimate: Callable[[Tensor], Tensor]
+    `objective` has values [seeds], to be maximised, and the moving average for the next step, None without one;
+    `estimate` is that of the information, the objective unless another is given.
+    """
+
+    network: Callable[[Config, int, int], nn.Module]
+    objective: Callable[[Tensor, Tensor | None, Config], tuple[Tensor, Tensor | None]]
+    estimate: Callable[[Tensor, Config], Tensor] | None = None
+
+    def read(self, matrix: Float[Tensor, "seeds n n"], past: Tensor | None, config: Config) -> Float[Tensor, "seeds"]:
+        """Estimate of the information."""
+        return self.objective(matrix, past, config)[0] if self.estimate is None else self.estimate(matrix, config)
 
 
 def _critic(config: Config, x_dim: int, z_dim: int) -> nn.Module:
     return critics.SeparableCritic(x_dim, z_dim, config.hidden, config.embedding)
 
 
-def _by_bound(
-    objective: Callable[[Tensor], Tensor], estimate: Callable[[Tensor, Config], Tensor] | None = None
-) -> Callable[[Config, int, int], Peer]:
-    """Critic trained by an objective of its matrix; the estimate is the objective unless another is given."""
-
-    def build(config: Config, x_dim: int, z_dim: int) -> Peer:
-        def read(critic: Tensor) -> Tensor:
-            return objective(critic) if estimate is None else estimate(critic, config)
-
-        return Peer(_critic(config, x_dim, z_dim), lambda network, x, z: -objective(network(x, z)), read)
-
-    return build
+def _conditional(config: Config, x_dim: int, z_dim: int) -> nn.Module:
+    return critics.GaussianConditional(x_dim, z_dim, config.hidden)
 
 
-def _mine(config: Config, x_dim: int, z_dim: int) -> Peer:
-    running: list[Tensor | None] = [None]
-
-    def loss(network: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-        value, mean = bounds.mine(network(x, z), running[0], config.decay)
-        if torch.is_grad_enabled():  # held-out samples leave the moving average as it is
-            running[0] = mean
-        return -value
-
-    return Peer(_critic(config, x_dim, z_dim), loss, lambda critic: bounds.mine(critic, running[0], config.decay)[0])
+def _joint_mean(matrix: Float[Tensor, "seeds n n"]) -> Float[Tensor, "seeds"]:
+    return matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
-def _club(config: Config, x_dim: int, z_dim: int) -> Peer:
-    conditional = critics.GaussianConditional(x_dim, z_dim, config.hidden)
-    return Peer(conditional, lambda network, x, z: -network.log_prob(x, z).mean(), bounds.club)
+def _peer(
+    objective: Callable[[Tensor], Tensor],
+    estimate: Callable[[Tensor, Config], Tensor] | None = None,
+    network: Callable[[Config, int, int], nn.Module] = _critic,
+) -> Peer:
+    """Peer without a moving average."""
+    return Peer(network, lambda matrix, past, config: (objective(matrix), None), estimate)
 
 
 # JSD trains a critic whose maximum is the log-ratio, so the gradient is that of its mean over the joint pairs; SMILE's
-# critic is the same one, as its authors train it.
-PEERS: dict[str, Callable[[Config, int, int], Peer]] = {
-    "mine-ema": _mine,
-    "mine-dv": _by_bound(bounds.donsker_varadhan),
-    "mine-f": _by_bound(bounds.nwj),
-    "infonce": _by_bound(bounds.infonce),
-    "jsd": _by_bound(bounds.jsd, lambda critic, config: critic.diagonal().mean()),
-    "smile": _by_bound(bounds.jsd, lambda critic, config: bounds.smile(critic, config.tau)),
-    "club": _club,
+# critic is the same one, as its authors train it. CLUB's conditional is fitted by maximum likelihood.
+PEERS: dict[str, Peer] = {
+    "mine-ema": Peer(_critic, lambda critic, past, config: bounds.mine(critic, past, config.decay)),
+    "mine-dv": _peer(bounds.donsker_varadhan),
+    "mine-f": _peer(bounds.nwj),
+    "infonce": _peer(bounds.infonce),
+    "jsd": _peer(bounds.jsd, lambda critic, config: _joint_mean(critic)),
+    "smile": _peer(bounds.jsd, lambda critic, config: bounds.smile(critic, config.tau)),
+    "club": _peer(_joint_mean, lambda log_conditional, config: bounds.club(log_conditional), _conditional),
 }
 
 

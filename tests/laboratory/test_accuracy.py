@@ -1,5 +1,6 @@
 """The benchmark experiment: its statistics, its samples and its cells."""
 
+import itertools
 import math
 import operator
 import statistics
@@ -7,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dispatch import host_reads
 
+from migelib import bounds
 from migelib.experiments import accuracy, records
 from migelib.experiments.randomness import stream
+from migelib.experiments.training import Stack
 from migelib.scores import SSGE
 from migelib.tasks import PAIRS, pair
 
@@ -69,14 +73,14 @@ def test_all_methods_have_results():
 
 def test_runs_repeat_and_seeds_differ():
     config = replace(SMALL, trainings=SMALL.trainings[:2], peers=("mine-ema", "club"))
-    first, again, other = (accuracy.run_seed(config, seed, CPU)[0] for seed in (0, 0, 1))
+    first, again, other = (accuracy.run_seeds(config, None, [seed], CPU)[0][0] for seed in (0, 0, 1))
     assert first == again
     assert first.keys() == other.keys()
     assert first["exact/toy-d2-n40/relative_error"] != other["exact/toy-d2-n40/relative_error"]
 
 
 def test_a_method_that_rejects_the_samples_is_left_out():
-    cell = accuracy.run_cell(SMALL, 0, "gauss-diagonal", 32, 40, CPU, with_peers=False)
+    (cell,) = accuracy.run_cell(SMALL, [0], "gauss-diagonal", 32, 40, CPU, with_peers=False)
     assert set(cell) == {"exact", "ssge-paper", "default"}
 
 
@@ -87,7 +91,7 @@ def test_peers_find_a_strong_dependence():
     training = accuracy.PeerTraining(learning_rate=2e-3, steps=150)
     for name, peer in accuracy.PEERS.items():
         problem = accuracy.draw(task, 600, stream(0, "peers"))
-        gradient = accuracy.peer_gradient(problem, peer, config, training, stream(0, name))
+        (gradient,) = accuracy.peer_gradients([problem], peer, config, training, [0], (name,))
         # Overfitting inflates the length of some; the direction and the order of magnitude must be right.
         assert float(torch.cosine_similarity(gradient, truth, dim=0)) > 0.9, name
         assert 0.5 < float(gradient.norm() / truth.norm()) < 3, name
@@ -106,13 +110,62 @@ def test_truth_of_the_entropy_is_that_of_the_exact_score(name):
 
 
 def test_a_diverged_peer_has_no_gradient():
-    def infinite(config, x_dim, z_dim):
-        peer = accuracy.PEERS["mine-f"](config, x_dim, z_dim)
-        return peer._replace(estimate=lambda critic: peer.estimate(critic * 1e30))
+    """And leaves those of the other seeds as they are."""
+    scale = torch.tensor([1.0, 1e30])[:, None, None]
+    peer = accuracy.PEERS["mine-f"]._replace(estimate=lambda critic, config: bounds.nwj(critic * scale))
+    problems = [accuracy.draw(pair("student", 2), 50, stream(seed, "diverged")) for seed in (0, 1)]
+    training = accuracy.PeerTraining(steps=2)
+    gradients = accuracy.peer_gradients(problems, peer, SMALL, training, [0, 1], ("weights",))
+    assert gradients[0].all()
+    assert not gradients[1].any()
 
-    problem = accuracy.draw(pair("student", 2), 50, stream(0, "diverged"))
-    gradient = accuracy.peer_gradient(problem, infinite, SMALL, accuracy.PeerTraining(steps=2), stream(0, "weights"))
-    assert not gradient.any()
+
+def test_seeds_are_trained_together_as_alone():
+    config = replace(SMALL, tasks=(), trainings=SMALL.trainings[:2], peers=(*accuracy.PEERS, "ar-dae"))
+    together = accuracy.run_seeds(config, None, [0, 1], CPU)
+    for seed, (quantities, _) in enumerate(together):
+        ((alone, _),) = accuracy.run_seeds(config, None, [seed], CPU)
+        assert quantities == pytest.approx(alone, rel=1e-4)
+    assert together[0][0] != together[1][0]
+
+
+@pytest.mark.parametrize("name", accuracy.PEERS)
+def test_a_step_of_a_peer_reads_nothing_back(name):
+    problems = [accuracy.draw(pair("gauss-diagonal", 2), 40, stream(seed, "reads")) for seed in (0, 1)]
+    training = accuracy.PeerTraining(steps=7, held_out=0.25)
+
+    def train():
+        accuracy.peer_gradients(problems, accuracy.PEERS[name], SMALL, training, [0, 1], ("weights",), seconds=60.0)
+
+    assert not host_reads(train)
+
+
+def test_each_seed_keeps_its_best_weights():
+    networks = Stack([torch.nn.Linear(1, 1) for _ in range(3)])
+    best = accuracy.BestWeights(networks)
+
+    def check(weight, values):
+        for weights in networks.parameters():
+            weights.detach().fill_(weight)
+        best.update(torch.tensor(values))
+
+    check(1.0, [0.5, math.nan, math.nan])
+    check(2.0, [0.7, 0.1, math.nan])
+    check(3.0, [0.6, 0.2, math.nan])
+    best.restore()
+    # The last seed never had a number: it keeps the last weights.
+    assert all(weights.flatten().tolist() == [2.0, 3.0, 3.0] for weights in networks.parameters())
+
+
+def test_equal_time_is_the_time_of_all_seeds_together(monkeypatch):
+    """With a clock that ticks once a look: a limit of s seconds allows s steps."""
+    ticks = itertools.count()
+    monkeypatch.setattr(accuracy.time, "perf_counter", lambda: next(ticks))
+    seen = []
+    monkeypatch.setattr(accuracy, "descend", lambda optimiser, loss: seen.append(len(loss)))
+    config = replace(SMALL, peers=("infonce",), trainings=SMALL.trainings[2:])
+    accuracy.trained_gradients(config, [0, 1, 2], "gauss-diagonal", 2, 40, CPU, {0: 2, 2: 3})
+    assert seen == [2] * 6  # the first step after the limit is the last one; seed 1 has no reference
 
 
 def test_ar_dae_trains_longer_where_it_has_more_time():

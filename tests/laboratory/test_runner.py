@@ -259,8 +259,8 @@ def test_parts_of_the_benchmark_measure_what_the_whole_does():
         floor_repeats=1,
         hidden=8,
     )
-    whole = accuracy.run_seed(config, 0, CPU)
-    parts = [accuracy.run_seed(part, 0, CPU) for part in accuracy.units(config)]
+    whole = accuracy.run_seeds(config, None, [0], CPU)[0]
+    parts = [accuracy.run_seeds(part, None, [0], CPU)[0] for part in accuracy.units(config)]
     assert len(parts) == 2 + 4
     for kind in (0, 1):
         merged = {name: value for part in parts for name, value in part[kind].items()}
