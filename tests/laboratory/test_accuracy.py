@@ -199,9 +199,10 @@ def test_the_record_says_what_the_chapter_says():
     assert {name for name in PAIRS for dim in dims if ratio("ssge-paper", [name], [dim]) > 1.1} == {
         "mixture-signs",
         "mlp-blocks",
-        "student",
+        "spiral",
     }
-    assert all(ratio("ssge-paper", [name], dims) < 1 for name in PAIRS)
+    assert {name for name in PAIRS if ratio("ssge-paper", [name], dims) > 1} == {"spiral"}
+    assert all(ratio("ssge-paper", [name], dims) < 1.1 for name in PAIRS)
     entropies = [f"entropy-{name}" for name in (*accuracy.JOINT_ENTROPY, *accuracy.CODE_ENTROPY)]
     assert all(ratio("exact", entropies, [dim]) < 0.7 for dim in (1, 2))
     assert ratio("exact", PAIRS, (16, 32, 128)) < 2
@@ -209,7 +210,7 @@ def test_the_record_says_what_the_chapter_says():
     assert all(0.3 < ratio("exact", [name], [128]) < 4.4 for name in copulas)
     assert round(1 / ratio("ssge-paper", PAIRS, [128])) == 8
     few = {m: [run[f"{m}/{name}-d2-n64/relative_error"].mean for name in PAIRS] for m in ("default", "ssge-paper")}
-    assert sum(map(operator.lt, *few.values())) == 10
+    assert sum(map(operator.lt, *few.values())) == 13
 
 
 @pytest.mark.parametrize(("name", "joint_part"), [("gauss-diagonal", -1.0), ("mlp-blocks", 0.0)])
