@@ -71,8 +71,8 @@ def entropy_surrogate(
     estimator : ScoreEstimator or str, optional
         How to estimate the score: an estimator, its name, or None for the default (see `scores.as_estimator`).
     reference : Tensor [*batch, m, d], optional
-        Further samples of z at the same parameters: the score is fitted to both, evaluated at `z`, and no gradient
-        flows through these. WHEN
+        Further samples of z at the same parameters, that only the score is fitted to, together with `z`; the mean is
+        over `z`, and the reference gets no gradient. See the notes for when to use it.
 
     Returns
     -------
@@ -84,6 +84,14 @@ def entropy_surrogate(
     TypeError, ValueError
         If `z` is not a finite float32 or float64 tensor of at least two differing samples, `reference` does not match
         it in batch axes, coordinates, type or device or is not finite, or the estimator is unknown.
+
+    Notes
+    -----
+    With ever more reference samples the gradient becomes that with the exact score, whose only error is the noise of
+    the mean over the batch. That is a gain where the estimated score is what errs: a kernel estimator in many
+    dimensions, or an information that is small, as when it is minimised. It is none, and can be a loss, where the
+    errors of a score fitted to the batch alone cancel the noise of the mean, as those of `GaussianScore` do in an
+    entropy, and those of the default in a large information.
 
     Examples
     --------
@@ -131,7 +139,8 @@ def mutual_information_surrogate(
         the others are fitted three times.
     reference : tuple of Tensor [*batch, m, p] and [*batch, m, q], optional
         Further paired samples (x, z) at the same parameters, that only the scores are fitted to, together with `x` and
-        `z`; no gradient flows through these. WHEN2
+        `z`; the means are over `x` and `z`, and the reference gets no gradient. When to use it: see the notes of
+        `entropy_surrogate`.
 
     Returns
     -------
