@@ -87,11 +87,11 @@ def entropy_surrogate(
 
     Notes
     -----
-    With ever more reference samples the gradient becomes that with the exact score, whose only error is the noise of
-    the mean over the batch. That is a gain where the estimated score is what errs: a kernel estimator in many
-    dimensions, or an information that is small, as when it is minimised. It is none, and can be a loss, where the
-    errors of a score fitted to the batch alone cancel the noise of the mean, as those of `GaussianScore` do in an
-    entropy, and those of the default in a large information.
+    With ever more reference samples, and an estimator that is consistent, the gradient becomes that with the exact
+    score, whose only error is the noise of the mean over the batch. That is a gain where the estimated score is what
+    errs: a kernel estimator in many dimensions, or an information that is small, as when it is minimised. It is none,
+    and can be a loss, where the errors of a score fitted to the batch alone cancel the noise of the mean, as those of
+    `GaussianScore` do in an entropy, and those of the default in a large information.
 
     Examples
     --------
