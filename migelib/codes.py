@@ -227,7 +227,11 @@ class CodeMoments:
 
 
 def code_information_surrogate(
-    code: GaussianCode, z: Float[Tensor, "*batch n d"], estimator: ScoreEstimator | str | None = None
+    code: GaussianCode,
+    z: Float[Tensor, "*batch n d"],
+    estimator: ScoreEstimator | str | None = None,
+    *,
+    reference: Float[Tensor, "*batch m d"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of :math:`I(x; z) = H(z) - H(z \mid x)`: the first by EGE, the other exact.
 
@@ -239,13 +243,15 @@ def code_information_surrogate(
         Reparameterised samples of them. With batch axes the gradient is that of the sum over the entries.
     estimator : ScoreEstimator or str, optional
         How to estimate the score of z (see `scores.as_estimator`).
+    reference : Tensor [*batch, m, d], optional
+        Further samples, of other conditionals too, that only the score is fitted to (see `entropy_surrogate`).
 
     Returns
     -------
     Tensor []
         Only its gradient means anything: do not log its value as an information.
     """
-    return entropy_surrogate(z, estimator) - code.conditional_entropy().sum()
+    return entropy_surrogate(z, estimator, reference=reference) - code.conditional_entropy().sum()
 
 
 def mixture_information_surrogate(

@@ -122,8 +122,15 @@ def check_spread(samples: Tensor, name: str = "samples") -> None:
     )
 
 
-def check_points(points: Tensor, samples: Tensor) -> None:
-    """Raise unless `points` [*batch, m, d] can be passed to a score that was fitted to `samples` [*batch, n, d].
+def check_points(points: Tensor, samples: Tensor, name: str = "points", samples_name: str = "samples") -> None:
+    """Raise unless `points` [*batch, m, d] can be passed to a score that is fitted to `samples` [*batch, n, d].
+
+    Parameters
+    ----------
+    points, samples : Tensor
+        The argument to check, and what it has to match.
+    name, samples_name : str
+        Their names, for the messages.
 
     Raises
     ------
@@ -133,18 +140,18 @@ def check_points(points: Tensor, samples: Tensor) -> None:
         If its batch axes, number of coordinates or device differ from those of `samples`, or an entry is not finite.
     """
     if not isinstance(points, Tensor):
-        raise TypeError(f"points: expected a torch.Tensor [*batch, m, d], got {type(points).__name__}")
+        raise TypeError(f"{name}: expected a torch.Tensor [*batch, m, d], got {type(points).__name__}")
     batch, dim = tuple(samples.shape[:-2]), samples.shape[-1]
     if points.ndim < 2 or tuple(points.shape[:-2]) != batch or points.shape[-1] != dim:
         wanted = ", ".join([*map(str, batch), "m", str(dim)])
         raise ValueError(
-            f"points: expected shape [{wanted}], as the score was fitted to samples [{wanted.replace('m', 'n')}], "
-            f"got shape {tuple(points.shape)}"
+            f"{name}: expected shape [{wanted}], as the score is fitted to {samples_name} "
+            f"[{wanted.replace('m', 'n')}], got shape {tuple(points.shape)}"
         )
     if points.dtype != samples.dtype:
-        raise TypeError(f"points: expected dtype {samples.dtype}, that of the samples, got {points.dtype}")
-    _check_device(points, "points", samples, "the samples")
-    _check_finite(points, "points")
+        raise TypeError(f"{name}: expected dtype {samples.dtype}, that of {samples_name}, got {points.dtype}")
+    _check_device(points, name, samples, samples_name)
+    _check_finite(points, name)
 
 
 def check_pair(x: Tensor, z: Tensor, x_name: str = "x", z_name: str = "z") -> None:
