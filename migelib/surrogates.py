@@ -419,7 +419,12 @@ def _needs_gradient(z: Tensor) -> bool:
 
 def _score_at(estimator: ScoreEstimator, n: int, z: Float[Tensor, "*batch n+m d"]) -> Float[Tensor, "*batch n d"]:
     """Score fitted to all samples, at the batch."""
-    return _held_fixed(estimator, lambda fixed: estimator.fit(fixed)(fixed[..., :n, :]), z)
+
+    def at_batch(fixed: Tensor) -> Tensor:
+        batch = fixed if fixed.shape[-2] == n else fixed[..., :n, :]  # the same tensor is checked once
+        return estimator.fit(fixed)(batch)
+
+    return _held_fixed(estimator, at_batch, z)
 
 
 def _held_fixed(
