@@ -42,10 +42,30 @@ def squared_distances(x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m
     Both sets are first shifted by a centre of `y`: distances do not change, and the expansion
     :math:`\|x\|^2 + \|y\|^2 - 2 x^\top y` then loses no digits to a common offset.
     """
+    return expanded_squares(*_centred(x, y))
+
+
+def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets shifted by a centre of `y`; one tensor where they are one."""
     offset = centre(y)
-    x, y = x - offset, y - offset
-    squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    return (squares - 2 * x @ y.mT).clamp_min(0)
+    shifted = y - offset
+    return (shifted if x is y else x - offset), shifted
+
+
+def in_widths(x: Tensor, y: Tensor, width: Float[Tensor, "*batch"]) -> tuple[Tensor, Tensor]:
+    """Both sets shifted by a centre of `y` and in units of the width: squares and eighth powers stay in range."""
+    u, v = _centred(x, y)
+    width = width[..., None, None]
+    scaled = v / width
+    return (scaled if u is v else u / width), scaled
+
+
+def expanded_squares(x: Tensor, y: Tensor) -> Float[Tensor, "*batch n m"]:
+    """Squared distances of centred sets; in place, as every new n x m tensor costs more than a pass over one."""
+    of_y = y.square().sum(-1)
+    of_x = of_y if x is y else x.square().sum(-1)
+    squares = (-2 * x) @ y.mT
+    return squares.add_(of_x[..., :, None]).add_(of_y[..., None, :]).clamp_min_(0)
 
 
 def median_distance(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
@@ -58,11 +78,21 @@ def median_distance(samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*bat
     Tensor [*batch]
         In the units of the samples; 0 where at least half of the pairs coincide.
     """
+    return _median_distance(samples, half_extent(samples))
+
+
+def _median_distance(samples: Tensor, extent: Float[Tensor, "*batch 1 d"]) -> Float[Tensor, "*batch"]:
+    scale = power_of_two(extent.amax(-1, keepdim=True))
+    n, dim = samples.shape[-2:]
+    # The upper median of n zeros and each pair twice has this rank among the pairs taken once; so many zeros make it
+    # their lower median, which is quicker to find than an element of another rank.
+    rank = (n * n // 2 + 2 - n) // 2
+    zeros = samples.new_zeros(n * (n - 1) // 2 + 1 - 2 * rank)
+    # Coordinates without spread add nothing, and `pdist` is ten times as fast on whole registers of eight.
+    padded = torch.nn.functional.pad(samples / scale, (0, -dim % 8))
     # Not from one matrix product: between equal samples that leaves rounding, which would pass for a width.
-    scale = unit(samples)
-    samples = samples / scale
-    distances = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
-    return distances.kthvalue(distances.shape[-1] // 2 + 1, dim=-1).values * scale[..., 0, 0]
+    medians = [torch.cat([zeros, torch.pdist(one)]).median() for one in padded.reshape(-1, *padded.shape[-2:])]
+    return torch.stack(medians).reshape(samples.shape[:-2]) * scale[..., 0, 0]
 
 
 def with_width(
@@ -77,8 +107,12 @@ def with_width(
     ValueError
         If the median distance is 0 and no width is given.
     """
-    found = median_factor * median_distance(samples) if width is None else samples.new_full(samples.shape[:-2], width)
-    far = (half_extent(samples).amax((-2, -1)) / FAR > found).any() & (samples.dtype == torch.float32)
+    extent = half_extent(samples)
+    if width is None:
+        found = median_factor * _median_distance(samples, extent)
+    else:
+        found = samples.new_full(samples.shape[:-2], width)
+    far = (extent.amax((-2, -1)) / FAR > found).any() & (samples.dtype == torch.float32)
     require(
         (found != 0).all() | far,
         lambda: ValueError(
@@ -95,57 +129,53 @@ def rbf(
     x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"], width: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch n m"]:
     r"""Gram matrix of the RBF kernel of width :math:`\sigma`, :math:`k(x, y) = \exp(-\|x - y\|^2 / 2 \sigma^2)`."""
-    width = width[..., None, None]
-    scale = power_of_two(width)
-    return torch.exp(-squared_distances(x / scale, y / scale) / (2 * (width / scale).square()))
+    return rbf_in_widths(*in_widths(x, y, width))
 
 
-def rbf_mean_gradient(
-    samples: Float[Tensor, "*batch n d"], gram: Float[Tensor, "*batch n n"], width: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch n d"]:
-    r"""Mean over i of the gradient of :math:`k(x_i, x_j)` with respect to :math:`x_i`, for every j.
-
-    In matrix form :math:`\frac{1}{n \sigma^2} (\mathrm{diag}(K 1) X - K X)`: one matrix product, and no tensor of
-    size n x n x d.
-    """
-    centred = samples - centre(samples)  # a common offset cancels in exact arithmetic only
-    n = samples.shape[-2]
-    return (gram.sum(-1, keepdim=True) * centred - gram @ centred) / (n * width[..., None, None].square())
+def rbf_in_widths(x: Float[Tensor, "*batch n d"], y: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch n m"]:
+    """`rbf` of sets that `in_widths` returned."""
+    return expanded_squares(x, y).mul_(-0.5).exp_()
 
 
 RADIAL_KERNELS = ("rbf", "imq")
 
 
 def radial_derivatives(
-    squares: Float[Tensor, "*batch n m"], width: Float[Tensor, "*batch"], kernel: str, order: int
+    squares: Float[Tensor, "*batch n m"], kernel: str, order: int
 ) -> list[Float[Tensor, "*batch n m"]]:
-    r"""A radial kernel and its derivatives up to `order` in the *squared* distance :math:`\rho = \|x - y\|^2`.
+    r"""A radial kernel's :math:`g_k = (-2)^k f^{(k)}(\rho)` up to `order`, in the *squared* distance :math:`\rho`.
 
-    RBF: :math:`f(\rho) = \exp(-\rho / 2 \sigma^2)`. IMQ: :math:`f(\rho) = (1 + \rho / \sigma^2)^{-1/2}`.
+    In units of the width. RBF: :math:`f(\rho) = \exp(-\rho / 2)`, which is every :math:`g_k`.
+    IMQ: :math:`f(\rho) = (1 + \rho)^{-1/2}`.
 
     Raises
     ------
     ValueError
         If `kernel` is not one of `RADIAL_KERNELS`.
     """
-    inverse_square = width[..., None, None].square().reciprocal()
     if kernel == "rbf":
-        value = torch.exp(-squares * inverse_square / 2)
-        return [value * (-inverse_square / 2) ** k for k in range(order + 1)]
+        return [torch.exp(squares * -0.5)] * (order + 1)
     if kernel == "imq":
-        base = 1 + squares * inverse_square
+        base = 1 + squares
         derivatives = [base.rsqrt()]
         for k in range(order):
-            derivatives.append(derivatives[-1] * (-(k + 0.5)) * inverse_square / base)
+            derivatives.append((2 * k + 1) * derivatives[-1] / base)
         return derivatives
     raise ValueError(f"kernel: expected one of {', '.join(RADIAL_KERNELS)}, got {kernel!r}")
+
+
+def radial_sum(
+    weights: Float[Tensor, "*batch m n"], points: Float[Tensor, "*batch m d"], samples: Float[Tensor, "*batch n d"]
+) -> Float[Tensor, "*batch m d"]:
+    r""":math:`\sum_j w_{ij}\, (x_i - y_j)`, from one matrix product."""
+    return weights.sum(-1, keepdim=True) * points - weights @ samples
 
 
 class VectorKernel:
     r"""A matrix-valued kernel between points and samples, used through matrix products only.
 
     Diagonal: :math:`K(x, y) = f(\rho)\, I`. Curl-free: :math:`K(x, y) = -\sigma^2\, \nabla^2 f
-    = -\sigma^2 (2 f'(\rho)\, I + 4 f''(\rho)\, \delta \delta^\top)` with :math:`\delta = x - y`; the factor
+    = g_1(\rho)\, I - g_2(\rho)\, \delta \delta^\top` with :math:`\delta = (x - y) / \sigma`; the factor
     :math:`\sigma^2` makes :math:`K(x, x) = I`, so that in both cases the operator :math:`\hat L g = \frac1n \sum_j
     K(\cdot, x_j) g(x_j)` has eigenvalues in [0, 1]. As :math:`\delta_{ij} \cdot c_j = x_i \cdot c_j - x_j \cdot c_j`
     is one matrix product, no tensor of size m x n x d is ever built [Zhou, Shi & Zhu, ICML 2020, sec. 3].
@@ -170,49 +200,42 @@ class VectorKernel:
         kernel: str,
         curl_free: bool,
     ) -> None:
-        offset = centre(samples)  # differences alone matter; without an offset they keep their digits
-        # In units of the width: the fourth derivative, of the order of its eighth inverse power, stays in range.
         self.width = width[..., None]
-        self.points, self.samples = ((part - offset) / self.width[..., None] for part in (points, samples))
+        self.points, self.samples = in_widths(points, samples, width)
         self.curl_free, self.dim = curl_free, samples.shape[-1]
-        self.squares = squared_distances(self.points, self.samples)
-        self.f = radial_derivatives(self.squares, torch.ones_like(width), kernel, 4 if curl_free else 2)
+        self.squares = expanded_squares(self.points, self.samples)
+        self.g = radial_derivatives(self.squares, kernel, 4 if curl_free else 2)
 
     def apply(self, c: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch m d"]:
         r""":math:`\sum_j K(x_i, x_j)\, c_j`."""
         if not self.curl_free:
-            return self.f[0] @ c
-        along = self.f[2] * self._along(c)
-        return -(2 * self.f[1] @ c + 4 * self._radial_sum(along))
+            return self.g[0] @ c
+        return self.g[1] @ c - self._radial_sum(self.g[2] * self._along(c))
 
     def divergence(self, c: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch m"]:
         r"""Divergence of `apply` in the points."""
-        along = self._along(c)
-        if not self.curl_free:
-            return 2 * (self.f[1] * along).sum(-1) / self.width
-        return -(self._h() * along).sum(-1) / self.width
+        weights = self._h() if self.curl_free else self.g[1]
+        return -(weights * self._along(c)).sum(-1) / self.width
 
     def stein(self) -> Float[Tensor, "*batch m d"]:
         r""":math:`\zeta(x_i) = \frac1n \sum_j \mathrm{div}_{x_j} K(x_j, x_i)`: minus the embedding of the score."""
-        n = self.samples.shape[-2]
-        weights = self._h() if self.curl_free else -2 * self.f[1]
-        return self._radial_sum(weights) / (n * self.width[..., None])
+        weights = self._h() if self.curl_free else self.g[1]
+        return self._radial_sum(weights) / (self.samples.shape[-2] * self.width[..., None])
 
     def stein_divergence(self) -> Float[Tensor, "*batch m"]:
         """Divergence of `stein` in the points."""
         if not self.curl_free:
-            return -(2 * self.dim * self.f[1] + 4 * self.squares * self.f[2]).mean(-1) / self.width / self.width
-        slope = 8 * self.f[3] + 8 * self.squares * self.f[4] + 4 * (self.dim + 2) * self.f[3]
-        return (self.dim * self._h() + 2 * self.squares * slope).mean(-1) / self.width / self.width
+            return (self.dim * self.g[1] - self.squares * self.g[2]).mean(-1) / self.width / self.width
+        slope = self.squares * self.g[4] - (self.dim + 4) * self.g[3]
+        return (self.dim * self._h() + self.squares * slope).mean(-1) / self.width / self.width
 
     def _along(self, c: Tensor) -> Tensor:
         """delta_ij . c_j, [*batch, m, n]."""
         return self.points @ c.mT - (self.samples * c).sum(-1)[..., None, :]
 
     def _radial_sum(self, weights: Tensor) -> Tensor:
-        """sum_j weights_ij (x_i - x_j), [*batch, m, d]."""
-        return weights.sum(-1, keepdim=True) * self.points - weights @ self.samples
+        return radial_sum(weights, self.points, self.samples)
 
     def _h(self) -> Tensor:
-        """The divergence of the unscaled curl-free kernel is -h (delta . c)."""
-        return 8 * self.squares * self.f[3] + 4 * (self.dim + 2) * self.f[2]
+        """The divergence of the curl-free kernel is -h (delta . c)."""
+        return (self.dim + 2) * self.g[2] - self.squares * self.g[3]

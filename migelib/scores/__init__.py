@@ -8,7 +8,7 @@ from .combinators import Residual, Selected, Transformed, score_divergence, scor
 from .gaussian import AffineScore, GaussianScore
 from .guards import NoDensityWarning
 from .kde import KDE, DensityScore
-from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
+from .kernel import KernelScore, Landweber, NuMethod, Stein, SteinScore, Tikhonov
 from .mixtures import EllipticalMixture
 from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
 from .ssge import SSGE, SpectralScore
@@ -78,6 +78,7 @@ __all__ = [
     "Selected",
     "SpectralScore",
     "Stein",
+    "SteinScore",
     "Tikhonov",
     "Transformed",
     "as_estimator",

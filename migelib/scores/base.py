@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..validation import decide
+
+Score = TypeVar("Score")
 
 
 class ScoreFunction(Protocol):
@@ -41,3 +46,18 @@ class PairScoreEstimator(Protocol):
 def outside_inference_mode() -> AbstractContextManager:
     """Leave inference mode, where nothing can be trained or differentiated; its tensors are to be cloned first."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def with_values(score: Score, values: Float[Tensor, "*batch n d"]) -> Score:
+    """Give a score that was just fitted its values at its samples; a copy by `dataclasses.replace` has none."""
+    object.__setattr__(score, "values", values)
+    return score
+
+
+def at_samples(score: Score, points: Float[Tensor, "*batch m d"]) -> bool:
+    """Whether the points are the score's samples, whose values it knows, and no derivative in them is asked for."""
+    if score.values is None or points.shape != score.samples.shape:
+        return False
+    if (points.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(points).tangent is not None:
+        return False
+    return decide((points == score.samples).all())

@@ -10,7 +10,8 @@ Derived in :doc:`/book/score-estimators`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ from ..validation import (
     check_spread,
     fused_checks,
 )
+from .base import at_samples, outside_inference_mode, with_values
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class KernelScore:
         Whether the kernel is curl-free rather than diagonal.
     dtype : torch.dtype
         Of the points and of the scores; everything is computed in the precision of `samples`.
+    values : Tensor [*batch, n, d] or None
+        The score at the samples as the fit leaves it; None in a copy with other coefficients.
     """
 
     samples: Float[Tensor, "*batch n d"]
@@ -58,21 +62,26 @@ class KernelScore:
     kernel: str
     curl_free: bool
     dtype: torch.dtype
+    values: Float[Tensor, "*batch n d"] | None = field(default=None, init=False, repr=False, compare=False)
 
+    @fused_checks()
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
-        kernel = self._at(points)
+        check_points(points, self.samples.to(self.dtype))
+        if at_samples(self, points):
+            return self.values.to(self.dtype)
+        kernel = self._kernel_at(points)
         value = kernel.apply(self.coefficients)
         return (value + self.stein_weight * kernel.stein() if self.stein_weight else value).to(self.dtype)
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d], in closed form."""
-        kernel = self._at(points)
+        check_points(points, self.samples.to(self.dtype))
+        kernel = self._kernel_at(points)
         value = kernel.divergence(self.coefficients)
         return (value + self.stein_weight * kernel.stein_divergence() if self.stein_weight else value).to(self.dtype)
 
-    def _at(self, points: Tensor) -> VectorKernel:
-        check_points(points, self.samples.to(self.dtype))
+    def _kernel_at(self, points: Tensor) -> VectorKernel:
         return VectorKernel(points.to(self.samples), self.samples, self.width, self.kernel, self.curl_free)
 
 
@@ -134,21 +143,98 @@ class KernelEstimator:
     def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
         check_samples(samples)
         check_spread(samples)
-        dtype, n = samples.dtype, samples.shape[-2]
+        dtype = samples.dtype
         samples, width = with_width(samples.detach().clone(), self.width, self.median_factor)
+        return self._fitted(samples, width, None if base is None else base.to(samples), dtype)
+
+    def _fitted(self, samples: Tensor, width: Tensor, base: Tensor | None, dtype: torch.dtype) -> KernelScore:
         kernel = VectorKernel(samples, samples, width, self.kernel, self.curl_free)
-        target = kernel.stein()
-        if base is not None:
-            base = base.to(samples)
-            target = target + kernel.apply(base) / n
+        target = _target(kernel, base)
         weight, coefficients = self._solve(kernel, target)
+        values = weight * target + kernel.apply(coefficients)
         if base is not None:
-            coefficients = coefficients + weight / n * base
-        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, dtype)
+            coefficients = coefficients + weight / samples.shape[-2] * base
+        score = KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, dtype)
+        return with_values(score, values)
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         """Weight a and coefficients c with -g(L) zeta = a zeta + sum_j K(., x_j) c_j, from zeta's values."""
         raise NotImplementedError
+
+
+def _target(kernel: VectorKernel, base: Float[Tensor, "*batch n d"] | None) -> Float[Tensor, "*batch n d"]:
+    r""":math:`\hat\zeta + \hat L s_b` at the samples."""
+    target = kernel.stein()
+    return target if base is None else target + kernel.apply(base) / base.shape[-2]
+
+
+def _ridge_solution(kernel: VectorKernel, target: Float[Tensor, "*batch n d"], ridge: float) -> Tensor:
+    r""":math:`(K + n \lambda I)^{-1}` times the target, for a diagonal kernel."""
+    damped = kernel.g[0].clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(target.shape[-2] * ridge)
+    factor = torch.linalg.cholesky_ex(damped).L  # damped: it cannot fail
+    solution = torch.linalg.solve_triangular(factor, target, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, solution, upper=True)
+
+
+@dataclass(frozen=True)
+class SteinScore:
+    r"""What `Stein.fit` returns: values at the samples, extended to new points by :math:`K(x, X) K^{+} \hat s(X)`.
+
+    Attributes
+    ----------
+    samples : Tensor [*batch, n, d]
+        The points :math:`x_j`.
+    width : Tensor [*batch]
+        Kernel width.
+    values : Tensor [*batch, n, d]
+        The score at the samples.
+    base : Tensor [*batch, n, d] or None
+        Values of the base score of which this is the residual.
+    ridge : float
+        :math:`\eta / n`.
+    kernel : str
+        "rbf" or "imq".
+    dtype : torch.dtype
+        Of the points and of the scores.
+    """
+
+    samples: Float[Tensor, "*batch n d"]
+    width: Float[Tensor, "*batch"]
+    values: Float[Tensor, "*batch n d"]
+    base: Float[Tensor, "*batch n d"] | None
+    ridge: float
+    kernel: str
+    dtype: torch.dtype
+
+    @fused_checks()
+    def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
+        """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
+        check_points(points, self.samples.to(self.dtype))
+        return self.values.to(self.dtype) if at_samples(self, points) else self.extension(points)
+
+    def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Divergence of the extension at points [*batch, m, d], in closed form."""
+        return self.extension.divergence(points)
+
+    @cached_property
+    def extension(self) -> KernelScore:
+        """The Nystrom extension, from an eigendecomposition when it is first asked for.
+
+        In double precision: in single precision too many eigenvalues are at rounding level, and which are dropped is
+        chance.
+        """
+        with outside_inference_mode(), torch.no_grad():
+            samples, width = self.samples.double(), self.width.double()
+            kernel = VectorKernel(samples, samples, width, self.kernel, False)
+            target = _target(kernel, None if self.base is None else self.base.double())
+            n = samples.shape[-2]
+            eigenvalues, vectors = torch.linalg.eigh(kernel.g[0])
+            # Squared at the end of the extension: eigenvalues at rounding level would drown the rest.
+            resolved = eigenvalues > n * torch.finfo(target.dtype).eps * eigenvalues[..., -1:]
+            gain = torch.where(resolved, n / (eigenvalues * (eigenvalues + n * self.ridge)), 0)
+            coefficients = -vectors @ (gain[..., None] * (vectors.mT @ target))
+        return KernelScore(samples, width, coefficients, 0.0, self.kernel, False, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -193,19 +279,10 @@ class Stein(KernelEstimator):
         super().__post_init__()
         check_positive(self.ridge, "ridge")
 
-    def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
-        check_samples(samples)
-        # In single precision too many eigenvalues are at rounding level, and which are dropped is chance.
-        fitted = super()._fit(samples.double(), None if base is None else base.double())
-        return replace(fitted, dtype=samples.dtype)
-
-    def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
-        n = target.shape[-2]
-        eigenvalues, vectors = torch.linalg.eigh(kernel.f[0])
-        # Squared at the end of the extension: eigenvalues at rounding level would drown the rest.
-        resolved = eigenvalues > n * torch.finfo(target.dtype).eps * eigenvalues[..., -1:]
-        gain = torch.where(resolved, n / (eigenvalues * (eigenvalues + n * self.ridge)), 0)
-        return 0.0, -vectors @ (gain[..., None] * (vectors.mT @ target))
+    def _fitted(self, samples: Tensor, width: Tensor, base: Tensor | None, dtype: torch.dtype) -> SteinScore:
+        kernel = VectorKernel(samples, samples, width, self.kernel, False)
+        values = -samples.shape[-2] * _ridge_solution(kernel, _target(kernel, base), self.ridge)
+        return SteinScore(samples, width, values, base, self.ridge, self.kernel, dtype)
 
 
 @dataclass(frozen=True)
@@ -263,8 +340,7 @@ class Tikhonov(KernelEstimator):
                 lambda c: kernel.apply(c) + n * self.ridge * c, target / scale, self.tolerance, self.max_steps
             )
         else:
-            damped = kernel.f[0] + n * self.ridge * torch.eye(n, dtype=target.dtype, device=target.device)
-            solution = torch.cholesky_solve(target, torch.linalg.cholesky_ex(damped).L)  # damped: it cannot fail
+            solution = _ridge_solution(kernel, target, self.ridge)
         return -1 / self.ridge, solution / self.ridge
 
 

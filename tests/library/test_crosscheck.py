@@ -107,7 +107,7 @@ def test_ssge_differs_by_the_ridge_of_the_peers_default(peers, samples):
     assert difference(SSGE(n_eigen=12, width=1.7).fit(samples)(samples), peer) > 0.01
     # The peer's filter, from the eigenvalues that it sees: one factor 1 / (l + eta) comes from the extension.
     gram = VectorKernel(samples, samples, torch.tensor(1.7).double(), "rbf", False)
-    values, vectors = torch.linalg.eigh(gram.f[0])
+    values, vectors = torch.linalg.eigh(gram.g[0])
     values, vectors = values[-12:], vectors[:, -12:]
     gain = len(samples) * values / ((values + 0.1) * (values + 0.1 + 1e-6))
     assert difference(-vectors @ (gain[:, None] * (vectors.mT @ gram.stein())), peer) < 1e-6

@@ -33,7 +33,7 @@ def test_median_distance_is_the_upper_median_with_the_diagonal(n, generator):
 def test_mean_gradient_agrees_with_automatic_differentiation(generator):
     x = torch.randn(2, 9, 3, dtype=torch.float64, generator=generator)
     width = torch.tensor([0.7, 1.9], dtype=torch.float64)
-    fast = kernels.rbf_mean_gradient(x, kernels.rbf(x, x, width), width)
+    fast = kernels.VectorKernel(x, x, width, "rbf", False).stein()
     for b in range(2):
         for j in range(9):
             moved = x[b].clone().requires_grad_()
