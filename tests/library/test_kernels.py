@@ -64,3 +64,15 @@ def test_vector_kernels_follow_the_scale_of_the_samples(kernel, curl_free):
     for scale in (1e-8, 1e6):  # in single precision the eighth power of these is out of range
         for scaled, plain in zip(values(scale), values(1.0), strict=True):
             torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("d", [1, 7, 8, 9])
+def test_median_distance_of_a_tensor_of_torch_func(d, generator):
+    x = torch.randn(2, 20, d, dtype=torch.float64, generator=generator)
+    expected = kernels.median_distance(x)
+
+    def check(y):
+        torch.testing.assert_close(kernels.median_distance(y.detach()), expected)
+        return y.sum()
+
+    torch.func.grad(check)(x)  # such a tensor has no array for numpy
