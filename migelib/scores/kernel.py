@@ -244,6 +244,7 @@ class Stein(KernelEstimator):
     [Li & Turner, ICLR 2018.] In the reproducing-kernel view it is Tikhonov regularisation restricted to the
     span of :math:`K(\cdot, x_j)`, with :math:`\eta = n \lambda`: at the samples it equals `Tikhonov`. New points
     get the Nystrom extension :math:`\hat s(x) = K(x, X) K^{+} \hat s(X)`; eigenvalues at rounding level are dropped.
+    The samples need one n x n Cholesky factor; the first new points need an eigendecomposition.
     Derived in :doc:`/book/score-estimators`.
 
     Parameters

@@ -206,8 +206,8 @@ def test_at_its_samples_a_score_needs_no_second_gram_matrix(samples, estimator, 
 @pytest.mark.parametrize("estimator", SPECTRAL)
 def test_values_at_the_samples_are_those_of_new_points(samples, estimator, fit):
     score = estimator.fit(samples) if fit == "plain" else estimator.fit_residual(samples, 3 - samples)
-    known, again = score(samples), score(torch.cat([samples, samples[:1]]))[:-1]
-    torch.testing.assert_close(known, again)
+    for points in (samples, samples.flip(0)):
+        torch.testing.assert_close(score(points), score(torch.cat([points, points[:1]]))[:-1])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in forward mode
@@ -258,6 +258,8 @@ GRAMS = {  # what the first eigenvalue is to the others
     "just above the second": lambda x: torch.block_diag(*(rbf(y, y, torch.tensor(8.0)) for y in (x, x[1:]))),
     "all but alone": lambda x: rbf(x, x, 300 * median_distance(x)),
     "alone": lambda x: torch.ones(200, 200),
+    "half more than the only other": lambda x: torch.block_diag(torch.ones(120, 120), torch.ones(80, 80)),
+    "far above the only other": lambda x: torch.block_diag(torch.ones(190, 190), torch.ones(10, 10)),
     "one of many": lambda x: rbf(x, x, median_distance(x) / 100),
     "one of many equal ones": lambda x: torch.eye(200),
 }
