@@ -69,7 +69,7 @@ class KernelScore:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.samples.to(self.dtype))
         if at_samples(self, points):
-            return self.values.to(self.dtype)
+            return self.values.to(self.dtype, copy=True)
         kernel = self._kernel_at(points)
         value = kernel.apply(self.coefficients)
         return (value + self.stein_weight * kernel.stein() if self.stein_weight else value).to(self.dtype)
@@ -211,7 +211,7 @@ class SteinScore:
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.samples.to(self.dtype))
-        return self.values.to(self.dtype) if at_samples(self, points) else self.extension(points)
+        return self.values.to(self.dtype, copy=True) if at_samples(self, points) else self.extension(points)
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the extension at points [*batch, m, d], in closed form."""

@@ -185,8 +185,8 @@ def _excess(gram: Float[Tensor, "*batch n n"]) -> tuple[Float[Tensor, "*batch n 
     eps = torch.finfo(gram.dtype).eps
     first = gram.new_ones(*gram.shape[:-1], 1)
     for _ in range(POWER_STEPS):
-        first = gram @ first
-    first = first / first.amax(-2, keepdim=True)  # at most n^6, which is in range
+        first = gram @ first  # at most n^6 in the end, which is in range; its square is not
+    first = first / first.amax(-2, keepdim=True)
     first = first / torch.linalg.vector_norm(first, dim=-2, keepdim=True)
     image = gram @ first
     largest = (first * image).sum(-2, keepdim=True)
@@ -256,7 +256,7 @@ class SpectralScore:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.samples.to(self.dtype))
         if at_samples(self, points):
-            return self.values.to(self.dtype)
+            return self.values.to(self.dtype, copy=True)
         return (rbf(points.to(self.samples), self.samples, self.width) @ self.coefficients).to(self.dtype)
 
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:

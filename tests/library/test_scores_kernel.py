@@ -226,6 +226,14 @@ def test_a_score_has_its_derivatives_at_its_samples(samples, estimator):
 
 
 @pytest.mark.parametrize("estimator", SPECTRAL)
+def test_what_a_score_returned_may_be_changed_in_place(samples, estimator):
+    score = estimator.fit(samples)
+    before = score(samples).clone()
+    score(samples).zero_()
+    torch.testing.assert_close(score(samples), before)
+
+
+@pytest.mark.parametrize("estimator", SPECTRAL)
 def test_a_score_with_other_coefficients_forgets_its_values(samples, estimator):
     score = estimator.fit(samples)
     if not isinstance(estimator, Stein):  # whose values are what it is
