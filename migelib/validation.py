@@ -198,6 +198,12 @@ def check_positive(value: float | None, name: str, optional: bool = False) -> No
         raise ValueError(f"{name}: expected a positive number{' or None' if optional else ''}, got {value!r}")
 
 
+def check_nonnegative(value: float, name: str) -> None:
+    """Raise ValueError unless `value` is a finite number of at least zero."""
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: expected a number of at least zero, got {value!r}")
+
+
 def check_fraction(value: float, name: str) -> None:
     """Raise ValueError unless 0 < `value` < 1."""
     if not (isinstance(value, Real) and 0 < value < 1):

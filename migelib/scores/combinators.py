@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels import unit
 from ..transforms import FittedMap, Transform
 from ..validation import check_count, check_points, check_samples, check_spread, fused_checks
-from .base import ScoreEstimator, ScoreFunction, outside_inference_mode
+from .base import ScoreEstimator, ScoreFunction, density_of, outside_inference_mode
 
 
 def score_divergence(score: ScoreFunction, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
@@ -160,6 +160,19 @@ class TransformedScore:
         mapped = self.score(self.transform(points))
         return (self.transform.pull_back(points, mapped) + self.transform.log_det_gradient(points)) / self.unit
 
+    def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        r"""Log density at points [*batch, m, d], in nats: :math:`\ln q_u(T(x)) + \ln |\det J|`.
+
+        Raises
+        ------
+        TypeError
+            If the score of u is that of no density.
+        """
+        check_points(points, self.unit)
+        points = points / self.unit
+        log_det = self.transform.log_det(points) - self.unit.log().sum(-1)
+        return density_of(self.score, self.transform(points)) + log_det
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -257,6 +270,10 @@ class SelectedScore:
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d]."""
         return self._pick({i: score_divergence(score, points) for i, score in self.scores.items()}, 1)
+
+    def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Log density at points [*batch, m, d], in nats; raises TypeError where a chosen candidate has none."""
+        return self._pick({i: density_of(score, points) for i, score in self.scores.items()}, 1)
 
     def _pick(self, values: dict[int, Tensor], axes: int) -> Tensor:
         choice = self.choice[(...,) + (None,) * axes]

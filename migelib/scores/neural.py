@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -62,11 +62,11 @@ class DenoisingState:
 
     networks: dict[tuple, tuple[DenoisingNetwork, torch.optim.Optimizer]] = field(default_factory=dict)
     generator: torch.Generator | None = None
-    parts: dict[tuple, DenoisingState] = field(default_factory=dict)
+    parts: dict[str, DenoisingState] = field(default_factory=dict)
 
-    def part(self, key: tuple) -> DenoisingState:
-        """The state of one of several informations that a measure is the sum of."""
-        return self.parts.setdefault(key, DenoisingState())
+    def part(self, role: str) -> DenoisingState:
+        """The state of one of several scores or informations that a measure is the sum of."""
+        return self.parts.setdefault(role, DenoisingState())
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,10 @@ class DenoisingScore:
         of_x = self._fit(x, state, "x")(x.detach())
         of_z = self._fit(z, state, "z")(z.detach())
         return of_joint[..., : x.shape[-1]] - of_x, of_joint[..., x.shape[-1] :] - of_z
+
+    def part(self, role: str) -> DenoisingScore:
+        """The estimator whose state is that of one role; where it has none, itself."""
+        return self if self.state is None else replace(self, state=self.state.part(role))
 
     def _state(self) -> DenoisingState:
         return DenoisingState() if self.state is None else self.state

@@ -14,8 +14,9 @@ LAYERS = [
     {"validation"},
     {"kernels", "transforms"},
     {"scores"},
-    {"surrogates", "bounds", "critics", "tasks"},
-    {"codes"},
+    {"labels", "bounds", "critics", "tasks"},
+    {"surrogates"},
+    {"codes", "information"},
     {"experiments"},  # the laboratory: it imports the library, which never imports it
     {"__main__"},
 ]
