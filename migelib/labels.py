@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .scores.base import DividedEstimator, ScoreEstimator, ScoreFunction, density_of, part_of
+from .scores.base import DividedEstimator, ScoreEstimator, ScoreFunction, check_density, has_density, part_of
 from .scores.combinators import score_divergence
 from .scores.gaussian import shrunk_covariance
 from .validation import check_spread
@@ -141,15 +141,18 @@ class ClassModel:
         classes = _Classes.of(labels)
         means = classes.sums(z.double()) / classes.counts.clamp_min(1)[..., None]
         deviations = z.double() - classes.of_sample(means)
+        # What is left of equal samples is rounding.
+        rounding = torch.finfo(z.dtype).eps * z.double().abs().amax(-2, keepdim=True)
+        deviations = torch.where(deviations.abs() > rounding, deviations, 0)
         # What is left of n samples when their mean is taken out has a share (n - 1) / n of their variance.
         grown = (classes.counts / (classes.counts - 1).clamp_min(1)).sqrt()
         deviations = deviations * classes.of_sample(grown[..., None])
         alone = classes.of_sample(classes.counts[..., None])[..., 0] < 2
         deviations = _without(deviations, alone, z.double() - z.double().mean(-2, keepdim=True))
+        check_spread(deviations, "a variable within its classes")
         root, maps = _coordinates(classes, deviations)
         common = deviations if maps is None else classes.mapped(deviations, maps)
         common = common.to(z.dtype)
-        check_spread(common, "a variable within its classes")
         score = part_of(estimator, role).fit(_filled(common, alone))
         # A memory takes each sample once.
         own = () if isinstance(estimator, DividedEstimator) else _own_shapes(estimator, classes, common, alone)
@@ -181,7 +184,7 @@ class ClassModel:
         TypeError
             If the estimator has no density.
         """
-        density_of(self.score, z)  # for the error
+        check_density(self.score)
         joint = self._log_joint(z, self.classes.index, None)
         prior = (self.classes.counts / z.shape[-2]).log()
         posterior = joint.log_softmax(0).movedim(0, -1)
@@ -213,7 +216,7 @@ class ClassModel:
         squares = (u.double() @ self.root).square().sum(-1)
         constant = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
         gaussian = constant - squares / 2 - u.shape[-1] / 2 * math.log(2 * math.pi)
-        if not hasattr(self.score, "log_density"):
+        if not has_density(self.score):
             return gaussian
         log_density = self.score.log_density(u).double()
         for entry, own, score in self.own:
@@ -223,11 +226,23 @@ class ClassModel:
 
     def _at(self, c: int, u: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         """Score of class c at its points in the common coordinates, carried back to those of z."""
-        score = self.score(u)
+        score = _score_of_density(self.score, u)
         for entry, own, other in self.own:
             if own == c:
-                score[entry] = other(u[entry])
+                score[entry] = _score_of_density(other, u[entry])
         return score if self.maps is None else (score.double() @ self.maps[..., c, :, :].mT).to(score.dtype)
+
+
+def _score_of_density(score: ScoreFunction, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
+    """Gradient of the log density, where there is one: a score's corrections are for the samples that it is fitted to.
+
+    Where the density is not known, NaN, the score itself.
+    """
+    values = score(points)
+    if not has_density(score):
+        return values
+    gradient = torch.func.grad(lambda u: score.log_density(u).sum())(points)
+    return torch.where(torch.isfinite(gradient).all(-1, keepdim=True).all(-2, keepdim=True), gradient, values)
 
 
 def _without(deviations: Tensor, alone: Bool[Tensor, "*batch n"], whole: Tensor) -> Tensor:
@@ -290,6 +305,6 @@ def _own_shapes(
 
 def _merit(score: ScoreFunction, points: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
     """How well a score fits points held out: its log density, or else minus the score-matching loss."""
-    if hasattr(score, "log_density"):
+    if has_density(score):
         return score.log_density(points)
     return -(score(points).square().sum(-1) / 2 + score_divergence(score, points))

@@ -70,19 +70,23 @@ def part_of(estimator: ScoreEstimator, role: str) -> ScoreEstimator:
     return estimator.part(role) if isinstance(estimator, DividedEstimator) else estimator
 
 
-def density_of(score: object, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
-    """Log density that belongs to a score, in nats.
+def has_density(score: object) -> bool:
+    """Whether a score has a method `log_density`, differentiable in the points; one made of others says so itself."""
+    return hasattr(score, "log_density") and getattr(score, "has_density", True)
 
-    Raises
-    ------
-    TypeError
-        If it has none.
-    """
-    if not hasattr(score, "log_density"):
+
+def check_density(score: object) -> None:
+    """Raise TypeError unless a score is that of a density."""
+    if not has_density(score):
         raise TypeError(
             f"estimator: expected one with a density, such as Adaptive(), Streaming(), GaussianScore() or KDE(), but "
             f"what it fits, {type(score).__name__}, is a score only; its gradients are there, its values are not"
         )
+
+
+def density_of(score: object, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+    """Log density that belongs to a score, in nats; raises TypeError where there is none."""
+    check_density(score)
     return score.log_density(points)
 
 

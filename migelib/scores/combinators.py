@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels import unit
 from ..transforms import FittedMap, Transform
 from ..validation import check_count, check_points, check_samples, check_spread, fused_checks
-from .base import ScoreEstimator, ScoreFunction, density_of, outside_inference_mode
+from .base import ScoreEstimator, ScoreFunction, density_of, has_density, outside_inference_mode
 
 
 def score_divergence(score: ScoreFunction, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
@@ -160,6 +160,11 @@ class TransformedScore:
         mapped = self.score(self.transform(points))
         return (self.transform.pull_back(points, mapped) + self.transform.log_det_gradient(points)) / self.unit
 
+    @property
+    def has_density(self) -> bool:
+        """Whether the score of u is that of a density."""
+        return has_density(self.score)
+
     def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         r"""Log density at points [*batch, m, d], in nats: :math:`\ln q_u(T(x)) + \ln |\det J|`.
 
@@ -270,6 +275,11 @@ class SelectedScore:
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d]."""
         return self._pick({i: score_divergence(score, points) for i, score in self.scores.items()}, 1)
+
+    @property
+    def has_density(self) -> bool:
+        """Whether all chosen candidates have one."""
+        return all(map(has_density, self.scores.values()))
 
     def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Log density at points [*batch, m, d], in nats; raises TypeError where a chosen candidate has none."""
