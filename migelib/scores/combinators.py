@@ -56,6 +56,13 @@ class Residual:
     ------
     TypeError
         If `estimator` has no method `fit_residual`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) ** 3
+    >>> Residual(GaussianScore(), SSGE(shrinkage=True)).fit(x)(x).shape
+    torch.Size([200, 2])
     """
 
     base: ScoreEstimator
@@ -115,6 +122,18 @@ class Transformed:
     ------
     TypeError
         If one of them has no method `fit`.
+
+    Examples
+    --------
+    A kernel estimator that does not depend on the units of the coordinates:
+
+    >>> import torch
+    >>> from migelib.transforms import Whitening
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> units = torch.tensor([1.0, 100.0])
+    >>> estimator = Transformed(Whitening(), SSGE())
+    >>> torch.allclose(estimator.fit(units * x)(units * x) * units, estimator.fit(x)(x), atol=1e-2)
+    True
     """
 
     transform: Transform
@@ -200,6 +219,13 @@ class Selected:
         If a candidate has no method `fit`.
     ValueError
         If there is no candidate or `folds` < 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    >>> int(Selected([SSGE(), GaussianScore()]).fit(x).choice)
+    1
     """
 
     candidates: Sequence[ScoreEstimator]
