@@ -5,8 +5,8 @@ r"""Conditional densities of a variable given a discrete one, which share what s
 Class c has its own mean :math:`m_c` and its own covariance, drawn towards the common one; the shape f of the density is
 estimated from the deviations of all classes. The marginal is that of the same model, so that what is wrong with it
 cancels in :math:`\nabla \ln q(z \mid y) - \nabla \ln q(z)`: classes that do not differ have a difference of zero, and
-so have classes that do not overlap.
-Derived in :doc:`/book/beyond`.
+so have classes that do not overlap. Of an estimator without a density the responsibilities are those of Gaussian
+classes; of one with a memory f is remembered, and means and covariances are the batch's.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ PACKAGE = Path(migelib.__file__).parent
 # From the bottom up; a module may import from layers below its own, and from its own folder.
 LAYERS = [
     {"validation"},
-    {"kernels", "transforms"},
+    {"kernels", "transforms", "projections"},
     {"scores"},
     {"labels", "bounds", "critics", "tasks"},
     {"surrogates"},
