@@ -263,7 +263,8 @@ def _coordinates(
 ) -> tuple[Float[Tensor, "*batch d d"], Float[Tensor, "*batch C d d"] | None]:
     """Root of the common precision, and the maps of the classes' covariances to the common one.
 
-    A class's covariance is the mean of its own, counted by its samples, and the common one, counted as d + 1.
+    A class's covariance is the mean of its own, counted by its samples, and the common one at its scale, counted as
+    d + 1: a class that is narrower than the others stays so.
     """
     n, dim = deviations.shape[-2:]
     covariance = shrunk_covariance(deviations, "ledoit-wolf")
@@ -281,7 +282,11 @@ def _coordinates(
     scatter = torch.stack(
         [(deviations * (classes.index == c)[..., None]).mT @ deviations for c in range(len(classes.values))], dim=-3
     )
-    shrunk = (scatter + (dim + 1) * covariance[..., None, :, :]) / (counts + dim + 1)
+    # tr(S^-1 S_c) / d, of its n_c d numbers and two more that are those of the common covariance.
+    whitened = (root.mT[..., None, :, :] @ scatter @ root[..., None, :, :]).diagonal(dim1=-2, dim2=-1).sum(-1)
+    scale = (whitened + 2) / (classes.counts * dim + 2)
+    target = scale[..., None, None] * covariance[..., None, :, :]
+    shrunk = (scatter + (dim + 1) * target) / (counts + dim + 1)
     own = torch.linalg.cholesky_ex(shrunk).L
     # Transposed, as samples are rows: A = L L_c^-1 is the identity for a class of the common covariance.
     return root, torch.linalg.solve_triangular(own.mT, factor.mT[..., None, :, :].expand_as(own), upper=True)

@@ -326,7 +326,7 @@ BAD = [
         lambda: mutual_information_surrogate(Y, Z, reference=(Y[:4], Z.detach())), ValueError, "as many", id="reference"
     ),
     pytest.param(
-        lambda: mutual_information_surrogate(Y, torch.where(Y[:, None] == 0, 0.1, 0.7) + 0 * Z.double(), SSGE()),
+        lambda: mutual_information_surrogate(Y, torch.where(Y[:, None] == 0, 0.1, 0.7 + 0 * Z.double()), SSGE()),
         ValueError, "within its classes.*equal", id="no noise",
     ),
 ]  # fmt: skip
