@@ -78,7 +78,8 @@ class DenoisingScore:
     density, and at :math:`\sigma = 0` that of the samples [Lim et al., ICML 2020, sec. 3].
 
     Without a `state` every `fit` trains a new network from the same seed, and the same samples give the same score.
-    With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model.
+    With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model; a
+    surrogate trains a part of the state for each score that it needs.
     Samples are standardised, coordinate by coordinate. In inference mode it trains all the same; inside a transform of
     `torch.func` it cannot, and raises RuntimeError. Derived in :doc:`/book/score-estimators`.
 
