@@ -1,5 +1,6 @@
 """Gradients of entropy, mutual information and kindred measures from samples, by score estimation."""
 
+from .information import entropy, mutual_information
 from .scores import (
     KDE,
     SSGE,
@@ -16,6 +17,7 @@ from .scores import (
     Transformed,
 )
 from .surrogates import (
+    NoGradientWarning,
     conditional_entropy_surrogate,
     conditional_mutual_information_surrogate,
     entropy_surrogate,
@@ -34,6 +36,7 @@ __all__ = [
     "GaussianScore",
     "Landweber",
     "NoDensityWarning",
+    "NoGradientWarning",
     "NuMethod",
     "Residual",
     "Selected",
@@ -42,8 +45,10 @@ __all__ = [
     "Transformed",
     "conditional_entropy_surrogate",
     "conditional_mutual_information_surrogate",
+    "entropy",
     "entropy_surrogate",
     "kl_surrogate",
+    "mutual_information",
     "mutual_information_surrogate",
     "total_correlation_surrogate",
 ]

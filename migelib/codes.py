@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .scores import ScoreEstimator
-from .surrogates import entropy_surrogate
+from .surrogates import entropy_surrogate, zero_valued
 from .validation import check_precision
 
 
@@ -249,9 +249,9 @@ def code_information_surrogate(
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as an information.
+        Zero; only its gradient means anything. `information_bracket` has values.
     """
-    return entropy_surrogate(z, estimator, reference=reference) - code.conditional_entropy().sum()
+    return entropy_surrogate(z, estimator, reference=reference) - zero_valued(code.conditional_entropy()).sum()
 
 
 def mixture_information_surrogate(
@@ -267,7 +267,7 @@ def mixture_information_surrogate(
     """
     fixed = code.detach()
     own = (fixed.mean - z.detach()) / fixed.scale.square()
-    return ((own - code.mixture_score(z, leave_out)) * z).sum(-1).mean(-1).sum()
+    return ((own - code.mixture_score(z, leave_out)) * zero_valued(z)).sum(-1).mean(-1).sum()
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _affine_surrogate(
     """Surrogate of I(x; z) with the score -precision (z - centre), its expectation over the noise taken exactly."""
     variances = code.scale.square() * precision.diagonal(dim1=-2, dim2=-1)[..., None, :]
     quadratic = ((centred @ precision) * centred + variances).sum(-1)
-    return (0.5 * quadratic.mean(-1) - code.conditional_entropy()).sum()
+    return zero_valued(0.5 * quadratic.mean(-1) - code.conditional_entropy()).sum()
 
 
 def pairwise_information(code: GaussianCode) -> Float[Tensor, "*batch"]:

@@ -1,32 +1,38 @@
 r"""Surrogates: scalars whose *gradients* estimate those of information measures.
 
-A surrogate's value means nothing; only its first derivatives do. Each has the form
-:math:`\frac1n \sum_i s_i \cdot z_i` with the estimated score :math:`s_i` held fixed, so that back-propagation gives
+A surrogate's value is zero by construction, so that a logged loss stays what it was; only its first derivatives mean
+anything (`migelib.entropy` and `migelib.mutual_information` have values). Each has the form
+:math:`\frac1n \sum_i s_i \cdot (z_i - \bar z_i)` with the estimated score :math:`s_i` and the copy
+:math:`\bar z_i = z_i` held fixed, so that back-propagation gives
 :math:`\frac1n \sum_i s_i \cdot \partial z_i / \partial \theta`, and forward mode the same along a tangent.
 
 The score is fitted to the batch, and with `reference=` to further samples of the same distribution as well, which no
 gradient flows through; the mean is over the batch alone.
 
-A second derivative is wrong, as the score's own is not in it. `torch.compile` leaves a surrogate out of its graph. In
-inference mode a surrogate returns its value. `torch.func.vmap` raises; the batch axes are there instead.
+A second derivative is wrong, as the score's own is not in it. `torch.compile` leaves a surrogate out of its graph.
+Where no gradient is recorded, as in inference mode, nothing is fitted. `torch.func.vmap` raises; the batch axes are
+there instead.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .scores import ESTIMATORS, Adaptive, DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
-from .scores.base import outside_inference_mode
+from .kernels import unit
+from .labels import ClassModel, check_labels, is_discrete, nested
+from .scores import ESTIMATORS, PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores.base import difference_at_pair, outside_inference_mode, part_of
 from .validation import (
     check_log_prob,
+    check_nonnegative,
     check_pair,
     check_points,
     check_samples,
@@ -34,6 +40,10 @@ from .validation import (
     fused_checks,
     settle_checks,
 )
+
+
+class NoGradientWarning(UserWarning):
+    """Nothing that a surrogate depends on requires a gradient, although gradients are being recorded."""
 
 
 def outside_graphs(function: Callable) -> Callable:
@@ -55,6 +65,8 @@ def entropy_surrogate(
     estimator: ScoreEstimator | str | None = None,
     *,
     reference: Float[Tensor, "*batch m d"] | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of the entropy :math:`H(z)`, in nats (EGE).
 
@@ -73,25 +85,44 @@ def entropy_surrogate(
     reference : Tensor [*batch, m, d], optional
         Further samples of z at the same parameters, that only the score is fitted to, together with `z`; the mean is
         over `z`, and the reference gets no gradient. See the notes for when to use it.
+    spread : float
+        Standard deviations, of each coordinate over the batch, of Gaussian noise that is added to what requires a
+        gradient; see the notes.
+    generator : torch.Generator, optional
+        For that noise.
 
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as an entropy.
+        Zero; only its gradient means anything. `migelib.entropy` has a value.
 
     Raises
     ------
     TypeError, ValueError
         If `z` is not a finite float32 or float64 tensor of at least two differing samples, `reference` does not match
-        it in batch axes, coordinates, type or device or is not finite, or the estimator is unknown.
+        it in batch axes, coordinates, type or device or is not finite, `spread` is negative, or the estimator is
+        unknown.
+
+    Warns
+    -----
+    NoGradientWarning
+        Where gradients are recorded and `z` requires none, as samples that are not reparameterised do not.
 
     Notes
     -----
+    Every axis before the last two is a batch axis: a feature map [n, c, h, w] is n c batches of h samples. Samples of
+    images are ``images.flatten(1)``.
+
     With ever more reference samples, and an estimator that is consistent, the gradient becomes that with the exact
     score, whose only error is the noise of the mean over the batch. That is a gain where the estimated score is what
     errs: a kernel estimator in many dimensions, or an information that is small, as when it is minimised. It is none,
     and can be a loss, where the errors of a score fitted to the batch alone cancel the noise of the mean, as those of
     `GaussianScore` do in an entropy, and those of the default in a large information.
+
+    With `spread` the measure is that of a noisy variable, :math:`z + s\, \mathrm{diag}(\hat\sigma)\, \epsilon`, with
+    the batch's deviations :math:`\hat\sigma` held fixed; a reference gets noise as well. It is finite and smooth where
+    z has atoms, lies on a manifold, or is a function of x. An information of the noisy variable is at most that of the
+    variable, and zero only where that is [Yu, Liu, Hernandez-Lobato & OuYang, arXiv 2610.10021, 2026, prop. 3.2].
 
     Examples
     --------
@@ -108,9 +139,10 @@ def entropy_surrogate(
     """
     estimator = as_estimator(estimator)
     check_samples(z, "z")
-    n, (z,) = _with_reference(reference, z=z)
+    n, (z,) = _prepared(reference, spread, generator, z=z)
     check_spread(z, "z")
-    return _contract(-_score_at(estimator, n, z), n, z)
+    _warn_unless_needed(z)
+    return _entropy(estimator, n, "z", z)
 
 
 @outside_graphs
@@ -121,6 +153,8 @@ def mutual_information_surrogate(
     estimator: ScoreEstimator | str | None = None,
     *,
     reference: tuple[Float[Tensor, "*batch m p"], Float[Tensor, "*batch m q"]] | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of the mutual information :math:`I(x; z)`, in nats (MIGE).
 
@@ -132,7 +166,9 @@ def mutual_information_surrogate(
     Parameters
     ----------
     x, z : Tensor [*batch, n, p] and [*batch, n, q]
-        Paired samples. With batch axes the gradient is that of the sum over the entries.
+        Paired samples. With batch axes the gradient is that of the sum over the entries; every axis before the last two
+        is one, so that images [n, c, h, w] are to be passed as ``images.flatten(1)``. One of the two may be discrete: a
+        tensor [*batch, n] of integers or bool, see the notes.
     estimator : ScoreEstimator or str, optional
         How to estimate the scores of (x, z), x and z: an estimator, its name, or None for the default. One that has
         a method `fit_pair(x, z)` returns both differences of joint and marginal score at once, from one joint model;
@@ -141,18 +177,43 @@ def mutual_information_surrogate(
         Further paired samples (x, z) at the same parameters, that only the scores are fitted to, together with `x` and
         `z`; the means are over `x` and `z`, and the reference gets no gradient. When to use it: see the notes of
         `entropy_surrogate`.
+    spread : float
+        Standard deviations, of each coordinate over the batch, of Gaussian noise that is added to what requires a
+        gradient; see the notes of `entropy_surrogate`.
+    generator : torch.Generator, optional
+        For that noise.
 
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as an information. Zero, without a gradient, where
-        neither `x` nor `z` requires one.
+        Zero; only its gradient means anything, and there is none where neither `x` nor `z` requires one.
+        `migelib.mutual_information` has a value.
 
     Raises
     ------
     TypeError, ValueError
         If `x` or `z` is not a finite float32 or float64 tensor of at least two differing samples, if their batch axes,
-        numbers of samples, types or devices differ, `reference` does not match them, or the estimator is unknown.
+        numbers of samples, types or devices differ, both are discrete, `reference` does not match them, `spread` is
+        negative, or the estimator is unknown.
+
+    Warns
+    -----
+    NoGradientWarning
+        Where gradients are recorded and neither variable requires one.
+
+    Notes
+    -----
+    *Scale.* The information does not depend on the units of x and z, and neither does what the default and
+    `GaussianScore` estimate. A kernel estimator has one width for (x, z): where one variable is much larger than the
+    other, the smaller drops out of the joint score, and the estimate has any value. Bring both to one scale, as the
+    second example does.
+
+    *Labels.* With a discrete variable y, :math:`I(y; z) = H(z) - \sum_c p(c)\, H(z \mid y = c)`, with a gradient in z.
+    The classes are modelled together (`migelib.labels`): each has its own mean and a covariance drawn towards the
+    common one, the estimator is fitted to the deviations of all classes, and H(z) is the entropy of the same model, so
+    that errors cancel. A class of 64 samples and more, and of eight a coordinate, may have a shape of its own. A sample
+    that is alone in its class gets no gradient; neither does any where there is one class only, or where none has two
+    samples. Classes that do not overlap have no gradient left.
 
     Examples
     --------
@@ -166,13 +227,33 @@ def mutual_information_surrogate(
     >>> mutual_information_surrogate(x, codes(x), reference=(x_ref, z_ref)).backward()
     >>> encoder[0].weight.grad.shape
     torch.Size([2, 4])
+
+    A kernel estimator in coordinates of one scale gives the same whatever the units of x:
+
+    >>> whitened = Transformed(Whitening(), SSGE())
+    >>> z = codes(x)
+    >>> first, same = (
+    ...     torch.autograd.grad(mutual_information_surrogate(scale * x, z, whitened), z, retain_graph=True)[0]
+    ...     for scale in (1, 100)
+    ... )
+    >>> float((first - same).norm() / first.norm()) < 0.01  # without whitening 1.2
+    True
+
+    Labels as integers:
+
+    >>> labels = (x[:, 0] > 0).long()
+    >>> mutual_information_surrogate(labels, codes(x)).backward()
     """
     estimator = as_estimator(estimator)
-    check_pair(x, z)
-    n, (x, z) = _with_reference(reference, x=x, z=z)
-    check_spread(x, "x")
-    check_spread(z, "z")
-    return _information(estimator, n, x, z)
+    check_variables(x=x, z=z)
+    n, (x, z) = _prepared(reference, spread, generator, x=x, z=z)
+    _check_spreads(x=x, z=z)
+    _warn_unless_needed(x, z)
+    if is_discrete(x):
+        return _information_of_labels(estimator, n, "z|x", x, z)
+    if is_discrete(z):
+        return _information_of_labels(estimator, n, "x|z", z, x)
+    return _information(estimator, n, "x,z", x, z)
 
 
 @outside_graphs
@@ -183,6 +264,8 @@ def conditional_entropy_surrogate(
     estimator: ScoreEstimator | str | None = None,
     *,
     reference: tuple[Float[Tensor, "*batch m q"], Float[Tensor, "*batch m r"]] | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of the conditional entropy :math:`H(z \mid w)` of z given w, in nats.
 
@@ -193,34 +276,50 @@ def conditional_entropy_surrogate(
     Parameters
     ----------
     z, given : Tensor [*batch, n, q] and [*batch, n, r]
-        Paired samples of z and w. With batch axes the gradient is that of the sum over the entries.
+        Paired samples of z and w. With batch axes the gradient is that of the sum over the entries. `given` may be
+        discrete: a tensor [*batch, n] of integers or bool, see the notes of `mutual_information_surrogate`.
     estimator : ScoreEstimator or str, optional
         How to estimate the scores: an estimator, its name, or None for the default. One that has a method `fit_pair`
         is used for :math:`H(z) - I(z; w)`, which is the same and leaves it to fit z and w in their own coordinates.
     reference : tuple of Tensor [*batch, m, q] and [*batch, m, r], optional
         Further paired samples (z, w) at the same parameters, that only the scores are fitted to, as in
         `entropy_surrogate`.
+    spread : float
+        Standard deviations, of each coordinate over the batch, of Gaussian noise that is added to what requires a
+        gradient; see the notes of `entropy_surrogate`.
+    generator : torch.Generator, optional
+        For that noise.
 
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as an entropy. Zero, without a gradient, where neither
-        `z` nor `given` requires one.
+        Zero; only its gradient means anything, and there is none where neither `z` nor `given` requires one.
 
     Raises
     ------
     TypeError, ValueError
         If `z` or `given` is not a finite float32 or float64 tensor of at least two differing samples, if their batch
         axes, numbers of samples, types or devices differ, `reference` does not match them, or the estimator is unknown.
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> given, noise = torch.randn(2, 200, 1, generator=generator)
+    >>> scale = torch.tensor(2.0, requires_grad=True)
+    >>> conditional_entropy_surrogate(given + scale * noise, given, GaussianScore()).backward()
+    >>> round(float(scale.grad), 2)  # H(z | w) is ln(scale) and a constant
+    0.5
     """
     estimator = as_estimator(estimator)
-    check_pair(z, given, "z", "given")
-    n, (z, given) = _with_reference(reference, z=z, given=given)
-    check_spread(z, "z")
-    check_spread(given, "given")
+    check_variables(z=z, given=given)
+    n, (z, given) = _prepared(reference, spread, generator, z=z, given=given)
+    _check_spreads(z=z, given=given)
+    _warn_unless_needed(z, given)
+    if is_discrete(given):
+        return _entropy_given_labels(estimator, n, "z|given", given, z)
     if isinstance(estimator, PairScoreEstimator):
-        return _entropy(estimator, n, z) - _information(estimator, n, z, given)
-    return _entropy(estimator, n, z, given) - _entropy(estimator, n, given)
+        return _entropy(estimator, n, "z", z) - _information(estimator, n, "z,given", z, given)
+    return _entropy(estimator, n, "z,given", z, given) - _entropy(estimator, n, "given", given)
 
 
 @outside_graphs
@@ -233,6 +332,8 @@ def conditional_mutual_information_surrogate(
     *,
     reference: tuple[Float[Tensor, "*batch m p"], Float[Tensor, "*batch m q"], Float[Tensor, "*batch m r"]]
     | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of the conditional mutual information :math:`I(x; z \mid w)`, in nats.
 
@@ -244,41 +345,72 @@ def conditional_mutual_information_surrogate(
     Parameters
     ----------
     x, z, given : Tensor [*batch, n, p], [*batch, n, q] and [*batch, n, r]
-        Paired samples of x, z and w. With batch axes the gradient is that of the sum over the entries.
+        Paired samples of x, z and w. With batch axes the gradient is that of the sum over the entries. `given`, and one
+        of `x` and `z`, may be discrete: a tensor [*batch, n] of integers or bool, see the notes of
+        `mutual_information_surrogate`.
     estimator : ScoreEstimator or str, optional
         How to estimate the scores: an estimator, its name, or None for the default. One that has a method `fit_pair`
         is used for the chain rule; the others are fitted to the four sets of variables.
     reference : tuple of Tensor [*batch, m, p], [*batch, m, q] and [*batch, m, r], optional
         Further samples (x, z, w) at the same parameters, that only the scores are fitted to, as in
         `entropy_surrogate`.
+    spread : float
+        Standard deviations, of each coordinate over the batch, of Gaussian noise that is added to what requires a
+        gradient; see the notes of `entropy_surrogate`.
+    generator : torch.Generator, optional
+        For that noise.
 
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as an information. Zero, without a gradient, where none
-        of `x`, `z` and `given` requires one.
+        Zero; only its gradient means anything, and there is none where none of `x`, `z` and `given` requires one.
 
     Raises
     ------
     TypeError, ValueError
         If one of the three is not a finite float32 or float64 tensor of at least two differing samples, if their batch
-        axes, numbers of samples, types or devices differ, `reference` does not match them, or the estimator is unknown.
+        axes, numbers of samples, types or devices differ, both `x` and `z` are discrete, `reference` does not match
+        them, or the estimator is unknown.
+
+    Examples
+    --------
+    What a code must not know of an attribute, beyond what the class says of it:
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> attribute, label = torch.randint(0, 2, (2, 200), generator=generator)
+    >>> z = torch.stack([attribute, label], -1) + torch.randn(200, 2, generator=generator)
+    >>> z.requires_grad_()  # doctest: +ELLIPSIS
+    tensor(...
+    >>> conditional_mutual_information_surrogate(attribute, z, label).backward()
+    >>> z.grad.shape
+    torch.Size([200, 2])
     """
     estimator = as_estimator(estimator)
-    check_pair(x, z)
-    check_pair(x, given, "x", "given")
-    n, (x, z, given) = _with_reference(reference, x=x, z=z, given=given)
-    for variable, name in ((x, "x"), (z, "z"), (given, "given")):
-        check_spread(variable, name)
+    check_variables(x=x, z=z, given=given)
+    n, (x, z, given) = _prepared(reference, spread, generator, x=x, z=z, given=given)
+    _check_spreads(x=x, z=z, given=given)
+    _warn_unless_needed(x, z, given)
+    if is_discrete(x):
+        return _conditional_information_of_labels(estimator, n, "x", x, "z", z, given)
+    if is_discrete(z):
+        return _conditional_information_of_labels(estimator, n, "z", z, "x", x, given)
+    if is_discrete(given):
+        return (
+            _entropy_given_labels(estimator, n, "x|given", given, x)
+            + _entropy_given_labels(estimator, n, "z|given", given, z)
+            - _entropy_given_labels(estimator, n, "x,z|given", given, x, z)
+        )
     if isinstance(estimator, PairScoreEstimator):
+        names = "x", "z"
         if _needs_gradient(x) and not _needs_gradient(z):
-            x, z = z, x  # then I(x; w) depends on no parameter of x
-        return _information(estimator, n, x, torch.cat([z, given], dim=-1)) - _information(estimator, n, x, given)
+            x, z, names = z, x, ("z", "x")  # then I(x; w) depends on no parameter of x
+        whole = _information(estimator, n, f"{names[0]},({names[1]},given)", x, torch.cat([z, given], dim=-1))
+        return whole - _information(estimator, n, f"{names[0]},given", x, given)
     return (
-        _entropy(estimator, n, x, given)
-        + _entropy(estimator, n, z, given)
-        - _entropy(estimator, n, x, z, given)
-        - _entropy(estimator, n, given)
+        _entropy(estimator, n, "x,given", x, given)
+        + _entropy(estimator, n, "z,given", z, given)
+        - _entropy(estimator, n, "x,z,given", x, z, given)
+        - _entropy(estimator, n, "given", given)
     )
 
 
@@ -289,6 +421,8 @@ def total_correlation_surrogate(
     estimator: ScoreEstimator | str | None = None,
     *,
     reference: Float[Tensor, "*batch m d"] | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of the total correlation :math:`\sum_i H(z_i) - H(z)`, in nats.
 
@@ -306,29 +440,42 @@ def total_correlation_surrogate(
         others are fitted to z and, in one batch, to its coordinates.
     reference : Tensor [*batch, m, d], optional
         Further samples of z at the same parameters, that only the scores are fitted to, as in `entropy_surrogate`.
+    spread : float
+        Standard deviations, of each coordinate over the batch, of Gaussian noise that is added to what requires a
+        gradient; see the notes of `entropy_surrogate`.
+    generator : torch.Generator, optional
+        For that noise.
 
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as an information. Zero, without a gradient, where `z`
-        requires none.
+        Zero; only its gradient means anything, and there is none where `z` requires none.
 
     Raises
     ------
     TypeError, ValueError
         If `z` is not a finite float32 or float64 tensor of at least two samples, has one coordinate only or a constant
         one, `reference` does not match it, or the estimator is unknown.
+
+    Examples
+    --------
+    >>> x, e = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
+    >>> a = torch.tensor(1.0, requires_grad=True)
+    >>> total_correlation_surrogate(torch.stack([x, a * x + e], -1), GaussianScore()).backward()
+    >>> round(float(a.grad), 1)  # of ln(1 + a^2) / 2
+    0.5
     """
     estimator = as_estimator(estimator)
     check_samples(z, "z")
     if z.shape[-1] < 2:
         raise ValueError(f"z: expected at least two coordinates, got shape {tuple(z.shape)}")
-    n, (z,) = _with_reference(reference, z=z)
+    n, (z,) = _prepared(reference, spread, generator, z=z)
     coordinates = z.mT[..., None]  # [*batch, d, n, 1]: a batch of one-dimensional samples
     check_spread(coordinates, "z, a coordinate")
+    _warn_unless_needed(z)
     if isinstance(estimator, PairScoreEstimator):
         return _information_of_halves(estimator, n, z)
-    return _entropy(estimator, n, coordinates) - _entropy(estimator, n, z)
+    return _entropy(estimator, n, "coordinates", coordinates) - _entropy(estimator, n, "z", z)
 
 
 @outside_graphs
@@ -339,6 +486,8 @@ def kl_surrogate(
     estimator: ScoreEstimator | str | None = None,
     *,
     reference: Float[Tensor, "*batch m d"] | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     r"""Scalar whose gradient estimates that of :math:`\mathrm{KL}(q(z) \,\|\, p)`, in nats, for an unnormalised p.
 
@@ -358,11 +507,16 @@ def kl_surrogate(
         How to estimate the score of z: an estimator, its name, or None for the default.
     reference : Tensor [*batch, m, d], optional
         Further samples of z at the same parameters, that only the score is fitted to, as in `entropy_surrogate`.
+    spread : float
+        Standard deviations, of each coordinate over the batch, of Gaussian noise that is added to what requires a
+        gradient; see the notes of `entropy_surrogate`.
+    generator : torch.Generator, optional
+        For that noise.
 
     Returns
     -------
     Tensor []
-        Only its gradient means anything: do not log its value as a divergence.
+        Zero; only its gradient means anything.
 
     Raises
     ------
@@ -370,16 +524,108 @@ def kl_surrogate(
         If `z` is not a finite float32 or float64 tensor of at least two differing samples, `log_prob` is not callable
         or does not return a finite floating-point tensor [*batch, n], `reference` does not match `z`, or the estimator
         is unknown.
+
+    Examples
+    --------
+    >>> noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    >>> scale = torch.tensor(2.0, requires_grad=True)
+    >>> kl_surrogate(scale * noise, lambda z: -z.square().sum(-1) / 2, GaussianScore()).backward()
+    >>> round(float(scale.grad))  # of scale^2 - 2 ln(scale)
+    3
     """
     estimator = as_estimator(estimator)
     check_samples(z, "z")
-    n, (fitted,) = _with_reference(reference, z=z)
-    check_spread(fitted, "z")
     if not callable(log_prob):
         raise TypeError(f"log_prob: expected a function of points [*batch, n, d], got {type(log_prob).__name__}")
+    n, (fitted,) = _prepared(reference, spread, generator, z=z)
+    check_spread(fitted, "z")
+    z = fitted[..., :n, :] if spread else z
     log_p = log_prob(z)
     check_log_prob(log_p, z)
-    return -_entropy(estimator, n, fitted) - log_p.mean(-1).sum()
+    _warn_unless_needed(z, log_p)
+    return -_entropy(estimator, n, "z", fitted) - zero_valued(log_p).mean(-1).sum()
+
+
+def _check_spreads(**variables: Tensor) -> None:
+    """Raise ValueError if all samples of a continuous variable are equal."""
+    for name, variable in variables.items():
+        if not is_discrete(variable):
+            check_spread(variable, name)
+
+
+def zero_valued(quantity: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The quantity less a copy that is held fixed: zero, with all of its derivatives."""
+    return quantity - quantity.detach()
+
+
+def check_variables(**variables: Tensor) -> None:
+    """Raise unless they are paired: samples of one batch, number, type and device, and labels where they may be.
+
+    `given` may be labels, and one of x and z, but not both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the name of the variable that does not fit.
+    """
+    discrete = [name for name, variable in variables.items() if is_discrete(variable) and name != "given"]
+    if "x" in variables and len(discrete) == 2:
+        raise TypeError(
+            "x and z: expected one of them continuous, got integer labels in both; their information is that of a table"
+            " of counts, which no parameter moves"
+        )
+    like_name = "z" if "x" not in variables or discrete == ["x"] else "x"
+    like = variables[like_name]
+    check_samples(like, like_name)
+    for name, variable in variables.items():
+        if name == like_name:
+            continue
+        if is_discrete(variable):
+            check_labels(variable, like, name, like_name)
+        else:
+            check_pair(like, variable, like_name, name)
+
+
+def _warn_unless_needed(*variables: Tensor) -> None:
+    """Warn, with the line outside of the library that called, where gradients are recorded and none is required."""
+    if not torch.is_grad_enabled() or any(map(_needs_gradient, variables)):
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("migelib", "torch", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        "surrogate: nothing that it depends on requires a gradient, so that it has no effect. Expected samples that "
+        "are differentiable functions of parameters, as from `.rsample()`, not `.sample()`, and not `.detach()`ed; "
+        "where none is wanted, as in an evaluation, call it under torch.no_grad()",
+        NoGradientWarning,
+        stacklevel=level,
+    )
+
+
+def _prepared(
+    reference: Tensor | tuple[Tensor, ...] | None,
+    spread: float,
+    generator: torch.Generator | None,
+    **variables: Float[Tensor, "*batch n _"],
+) -> tuple[int, list[Float[Tensor, "*batch n+m _"]]]:
+    """The number n of samples, and the variables with those of the reference after their own, all with their noise."""
+    check_nonnegative(spread, "spread")
+    n, samples = _with_reference(reference, **variables)
+    if spread > 0:
+        samples = [_noisy(v, n, spread, generator) if _needs_gradient(v) else v for v in samples]
+    return n, samples
+
+
+def _noisy(
+    samples: Float[Tensor, "*batch n+m d"], n: int, spread: float, generator: torch.Generator | None
+) -> Float[Tensor, "*batch n+m d"]:
+    """Samples plus Gaussian noise of so many standard deviations of the batch, held fixed."""
+    batch = samples.detach()[..., :n, :]
+    scale = unit(batch)  # the variance itself may be out of range
+    deviation = (batch / scale).std(-2, correction=0, keepdim=True) * scale
+    device = samples.device if generator is None else generator.device
+    noise = torch.randn(samples.shape, generator=generator, dtype=samples.dtype, device=device)
+    return samples + spread * deviation * noise.to(samples.device)
 
 
 def _with_reference(
@@ -387,47 +633,68 @@ def _with_reference(
 ) -> tuple[int, list[Float[Tensor, "*batch n+m _"]]]:
     """The number n of samples, and the variables with those of the reference, held fixed, after their own."""
     samples = list(variables.values())
-    n = samples[0].shape[-2]
+    n = next(v.shape[-2] for v in samples if not is_discrete(v))
     if reference is None:
         return n, samples
     further = reference if isinstance(reference, tuple | list) else (reference,)
     wanted = f"reference: expected further samples of ({', '.join(variables)}), "
     if len(further) != len(variables):
         raise TypeError(f"{wanted}a tuple of {len(variables)} tensors, got {type(reference).__name__}")
+    shapes = set()
     for more, (name, variable) in zip(further, variables.items(), strict=True):
-        check_points(more, variable, f"reference for {name}", name)
-    if len({more.shape[-2] for more in further}) > 1:
+        if is_discrete(variable):
+            _check_further_labels(more, variable, f"reference for {name}", name)
+            shapes.add(more.shape)
+        else:
+            check_points(more, variable, f"reference for {name}", name)
+            shapes.add(more.shape[:-1])
+    if len(shapes) > 1:
         raise ValueError(f"{wanted}as many of each, got shapes {', '.join(str(tuple(more.shape)) for more in further)}")
-    return n, [torch.cat([own, more.detach()], dim=-2) for own, more in zip(samples, further, strict=True)]
+    return n, [
+        torch.cat([own, more.detach()], dim=-1 if is_discrete(own) else -2)
+        for own, more in zip(samples, further, strict=True)
+    ]
 
 
-# In what follows the first n samples are the batch, and those after them the reference.
+def _check_further_labels(more: Tensor, labels: Int[Tensor, "*batch n"], name: str, labels_name: str) -> None:
+    if not is_discrete(more):
+        kind = more.dtype if isinstance(more, Tensor) else type(more).__name__
+        raise TypeError(f"{name}: expected integer labels, as {labels_name} are, got {kind}")
+    if more.ndim != labels.ndim or more.shape[:-1] != labels.shape[:-1] or more.device != labels.device:
+        raise ValueError(
+            f"{name}: expected labels [*batch, m] with the batch axes and on the device of {labels_name} "
+            f"{tuple(labels.shape)}, {labels.device}, got shape {tuple(more.shape)}, {more.device}"
+        )
 
 
-def _entropy(estimator: ScoreEstimator, n: int, *variables: Float[Tensor, "*batch n+m _"]) -> Float[Tensor, ""]:
+# In what follows the first n samples are the batch, and those after them the reference. A role names a score among
+# those that a surrogate needs, for an estimator that remembers them.
+
+
+def _entropy(
+    estimator: ScoreEstimator, n: int, role: str, *variables: Float[Tensor, "*batch n+m _"]
+) -> Float[Tensor, ""]:
     """EGE surrogate of the variables' joint entropy; zero, and no score fitted, where none requires a gradient."""
     z = torch.cat(variables, dim=-1)
     if not _needs_gradient(z):
         return z.new_zeros(())
-    return _contract(-_score_at(estimator, n, z), n, z)
+    part = part_of(estimator, role)
+
+    def score_at_batch(fixed: Tensor) -> Tensor:
+        batch = fixed if fixed.shape[-2] == n else fixed[..., :n, :]  # the same tensor is checked once
+        return part.fit(fixed)(batch)
+
+    return _contract(-held_fixed(estimator, score_at_batch, z), n, z)
 
 
 def _needs_gradient(z: Tensor) -> bool:
     """Whether a derivative may be asked for: in reverse mode, or, where there is a tangent, in forward mode."""
-    return z.requires_grad or forward_ad.unpack_dual(z).tangent is not None
+    if is_discrete(z):
+        return False
+    return (z.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(z).tangent is not None
 
 
-def _score_at(estimator: ScoreEstimator, n: int, z: Float[Tensor, "*batch n+m d"]) -> Float[Tensor, "*batch n d"]:
-    """Score fitted to all samples, at the batch."""
-
-    def at_batch(fixed: Tensor) -> Tensor:
-        batch = fixed if fixed.shape[-2] == n else fixed[..., :n, :]  # the same tensor is checked once
-        return estimator.fit(fixed)(batch)
-
-    return _held_fixed(estimator, at_batch, z)
-
-
-def _held_fixed(
+def held_fixed(
     estimator: ScoreEstimator, function: Callable, *variables: Float[Tensor, "*batch n+m _"]
 ) -> Tensor | tuple[Tensor, ...]:
     """What the function returns for copies without gradient or tangent, outside inference mode and autocast."""
@@ -439,20 +706,19 @@ def _held_fixed(
 
 
 def _information(
-    estimator: ScoreEstimator, n: int, x: Float[Tensor, "*batch n+m p"], z: Float[Tensor, "*batch n+m q"]
+    estimator: ScoreEstimator, n: int, role: str, x: Float[Tensor, "*batch n+m p"], z: Float[Tensor, "*batch n+m q"]
 ) -> Float[Tensor, ""]:
     """MIGE surrogate of I(x; z); zero, and no score fitted, where neither requires a gradient."""
-    if not (_needs_gradient(x) or _needs_gradient(z)):
+    needed = _needs_gradient(x), _needs_gradient(z)
+    if not any(needed):
         return z.new_zeros(())
     if isinstance(estimator, PairScoreEstimator):
-        needed = _needs_gradient(x), _needs_gradient(z)
-        fit_pair = estimator.fit_pair
-        if isinstance(estimator, Adaptive):  # a variable without a gradient, such as labels, need have no density
-            fit_pair = partial(fit_pair, wanted=needed)
-        differences = _held_fixed(estimator, fit_pair, x, z)
+        part = part_of(estimator, role)
+        # A variable without a gradient, such as a one-hot label, need have no density.
+        differences = held_fixed(estimator, lambda x, z: difference_at_pair(part, x, z, needed), x, z)
         parts = [_contract(d[..., :n, :], n, v) for d, v, need in zip(differences, (x, z), needed, strict=True) if need]
         return sum(parts, z.new_zeros(()))
-    return _entropy(estimator, n, x) + _entropy(estimator, n, z) - _entropy(estimator, n, x, z)
+    return _entropy(estimator, n, "x", x) + _entropy(estimator, n, "z", z) - _entropy(estimator, n, role, x, z)
 
 
 def _information_of_halves(
@@ -465,11 +731,75 @@ def _information_of_halves(
     first, second = z.split([dim // 2, dim - dim // 2], dim=-1)
     within = _information_of_halves(estimator, n, first, at)
     within = within + _information_of_halves(estimator, n, second, at + dim // 2)
-    if isinstance(estimator, DenoisingScore) and estimator.state is not None:  # its networks are of one pair each
-        estimator = replace(estimator, state=estimator.state.part((at, dim)))
-    return _information(estimator, n, first, second) + within
+    return _information(estimator, n, f"halves {at}:{at + dim}", first, second) + within
+
+
+def _class_scores(
+    estimator: ScoreEstimator,
+    n: int,
+    role: str,
+    labels: Int[Tensor, "*batch n+m"],
+    z: Float[Tensor, "*batch n+m d"],
+    within: Int[Tensor, "*batch n+m"] | None = None,
+) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
+    """Scores of z given its label, and given only the label `within` which that is; by default, given none."""
+
+    def scores(fixed: Tensor) -> tuple[Tensor, Tensor]:
+        if within is None:
+            return ClassModel.fit(estimator, role, labels, fixed).scores(fixed[..., :n, :])
+        pairs, group_of_pair = nested(within, labels)
+        return ClassModel.fit(estimator, role, pairs, fixed).scores(fixed[..., :n, :], group_of_pair)
+
+    return held_fixed(estimator, scores, z)
+
+
+def _entropy_given_labels(
+    estimator: ScoreEstimator,
+    n: int,
+    role: str,
+    labels: Int[Tensor, "*batch n+m"],
+    *variables: Float[Tensor, "*batch n+m _"],
+) -> Float[Tensor, ""]:
+    """EGE surrogate of H(variables | labels); zero, and nothing fitted, where none requires a gradient."""
+    z = torch.cat(variables, dim=-1)
+    if not _needs_gradient(z):
+        return z.new_zeros(())
+    conditional, _ = _class_scores(estimator, n, role, labels, z)
+    return _contract(-conditional, n, z)
+
+
+def _information_of_labels(
+    estimator: ScoreEstimator,
+    n: int,
+    role: str,
+    labels: Int[Tensor, "*batch n+m"],
+    z: Float[Tensor, "*batch n+m d"],
+    within: Int[Tensor, "*batch n+m"] | None = None,
+) -> Float[Tensor, ""]:
+    """MIGE surrogate of I(labels; z), or given further labels; zero, and nothing fitted, where z needs no gradient."""
+    if not _needs_gradient(z):
+        return z.new_zeros(())
+    conditional, marginal = _class_scores(estimator, n, role, labels, z, within)
+    return _contract(conditional - marginal, n, z)
+
+
+def _conditional_information_of_labels(
+    estimator: ScoreEstimator,
+    n: int,
+    name: str,
+    labels: Int[Tensor, "*batch n+m"],
+    z_name: str,
+    z: Float[Tensor, "*batch n+m q"],
+    given: Tensor,
+) -> Float[Tensor, ""]:
+    """MIGE surrogate of I(labels; z | given), where that is discrete too, or by the chain rule."""
+    if is_discrete(given):
+        return _information_of_labels(estimator, n, f"{z_name}|{name},given", labels, z, given)
+    both = torch.cat([z, given], dim=-1)
+    whole = _information_of_labels(estimator, n, f"{z_name},given|{name}", labels, both)
+    return whole - _information_of_labels(estimator, n, f"given|{name}", labels, given)
 
 
 def _contract(score: Float[Tensor, "*batch n d"], n: int, z: Float[Tensor, "*batch n+m d"]) -> Float[Tensor, ""]:
-    """Mean over the batch's samples and sum over its entries of score . z, with the score held fixed."""
-    return (score.detach() * z[..., :n, :]).sum(-1).mean(-1).sum()
+    """Mean over the batch's samples and sum over its entries of score . z, with the score held fixed; of value zero."""
+    return (score.detach() * zero_valued(z[..., :n, :])).sum(-1).mean(-1).sum()

@@ -31,6 +31,10 @@ class FittedMap(Protocol):
         r"""Transposed Jacobian at the points times the vectors, :math:`J(x_i)^\top v_i`."""
         ...
 
+    def log_det(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        r""":math:`\ln |\det J|` at the points."""
+        ...
+
     def log_det_gradient(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         r"""Gradient of :math:`\ln |\det J|` at the points."""
         ...
@@ -109,6 +113,11 @@ class AffineMap:
         """Transposed Jacobian times the vectors."""
         check_points(points, self.mean)
         return vectors @ self.matrix.mT
+
+    def log_det(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Logarithm of the matrix's determinant, the same everywhere."""
+        check_points(points, self.mean)
+        return torch.linalg.slogdet(self.matrix).logabsdet[..., None].expand(points.shape[:-1])
 
     def log_det_gradient(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Zero: the determinant is constant."""
@@ -217,6 +226,10 @@ class ElementwiseMap:
     ) -> Float[Tensor, "*batch m d"]:
         """Slopes times the vectors: the Jacobian is diagonal."""
         return vectors * self.evaluate(points, 1)[1]
+
+    def log_det(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Sum of the logarithms of the slopes."""
+        return self.evaluate(points, 1)[1].log().sum(-1)
 
     def log_det_gradient(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Curvature over slope."""
@@ -329,6 +342,10 @@ class ComposedMap:
         for fitted, at in reversed(self._stages(points)):
             vectors = fitted.pull_back(at, vectors)
         return vectors
+
+    def log_det(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Sum of the factors' log-determinants."""
+        return sum(fitted.log_det(at) for fitted, at in self._stages(points))
 
     def log_det_gradient(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Gradient of the sum of the factors' log-determinants."""

@@ -77,9 +77,10 @@ def check_precision(values: Tensor, name: str, shape: str = "[*batch, n, d]") ->
     if not isinstance(values, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor {shape}, got {type(values).__name__}")
     if values.dtype not in (torch.float32, torch.float64):
+        hint = "" if values.is_complex() else "; `.float()` makes it so"
         raise TypeError(
             f"{name}: expected a floating-point tensor {shape}, float32 or float64, got {values.dtype} "
-            f"of shape {tuple(values.shape)}"
+            f"of shape {tuple(values.shape)}{hint}"
         )
 
 
@@ -102,11 +103,13 @@ def check_samples(samples: Tensor, name: str = "samples") -> None:
     """
     check_precision(samples, name)
     if samples.ndim < 2:
-        raise ValueError(f"{name}: expected shape [*batch, n, d], got shape {tuple(samples.shape)}")
+        hint = "; samples of one coordinate are `[:, None]`, [n, 1]" if samples.ndim == 1 else ""
+        raise ValueError(f"{name}: expected shape [*batch, n, d], got shape {tuple(samples.shape)}{hint}")
     if samples.shape[-2] < 2 or samples.shape[-1] < 1 or samples.numel() == 0:
+        hint = "; a loader's last batch of one is left out by `drop_last=True`" if samples.shape[-2] == 1 else ""
         raise ValueError(
             f"{name}: expected at least two samples of at least one coordinate, [*batch, n >= 2, d >= 1], "
-            f"got shape {tuple(samples.shape)}"
+            f"got shape {tuple(samples.shape)}{hint}"
         )
     _check_finite(samples, name)
 
@@ -161,11 +164,18 @@ def check_pair(x: Tensor, z: Tensor, x_name: str = "x", z_name: str = "z") -> No
     if x.shape[:-1] != z.shape[:-1]:
         raise ValueError(
             f"{x_name} and {z_name}: expected paired samples [*batch, n, p] and [*batch, n, q] with the same batch "
-            f"and n, got shapes {tuple(x.shape)} and {tuple(z.shape)}"
+            f"and n, got shapes {tuple(x.shape)} and {tuple(z.shape)}{_flatten_hint(x, z)}"
         )
     _check_device(x, x_name, z, z_name)
     if x.dtype != z.dtype:
         raise TypeError(f"{x_name} and {z_name}: expected one dtype, got {x.dtype} and {z.dtype}")
+
+
+def _flatten_hint(x: Tensor, z: Tensor) -> str:
+    more, less = (x, z) if x.ndim > z.ndim else (z, x)
+    if more.ndim > less.ndim == 2 and more.shape[0] == less.shape[0]:
+        return f"; all axes but the last two are batch axes, `.flatten(1)` makes {more.shape[0]} samples of the one"
+    return ""
 
 
 def check_log_prob(log_prob: Tensor, points: Tensor) -> None:
@@ -196,6 +206,12 @@ def check_positive(value: float | None, name: str, optional: bool = False) -> No
         return
     if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
         raise ValueError(f"{name}: expected a positive number{' or None' if optional else ''}, got {value!r}")
+
+
+def check_nonnegative(value: float, name: str) -> None:
+    """Raise ValueError unless `value` is a finite number of at least zero."""
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: expected a number of at least zero, got {value!r}")
 
 
 def check_fraction(value: float, name: str) -> None:

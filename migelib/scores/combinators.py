@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels import unit
 from ..transforms import FittedMap, Transform
 from ..validation import check_count, check_points, check_samples, check_spread, fused_checks
-from .base import ScoreEstimator, ScoreFunction, outside_inference_mode
+from .base import ScoreEstimator, ScoreFunction, density_of, has_density, outside_inference_mode
 
 
 def score_divergence(score: ScoreFunction, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
@@ -56,6 +56,13 @@ class Residual:
     ------
     TypeError
         If `estimator` has no method `fit_residual`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) ** 3
+    >>> Residual(GaussianScore(), SSGE(shrinkage=True)).fit(x)(x).shape
+    torch.Size([200, 2])
     """
 
     base: ScoreEstimator
@@ -115,6 +122,18 @@ class Transformed:
     ------
     TypeError
         If one of them has no method `fit`.
+
+    Examples
+    --------
+    A kernel estimator that does not depend on the units of the coordinates:
+
+    >>> import torch
+    >>> from migelib.transforms import Whitening
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> units = torch.tensor([1.0, 100.0])
+    >>> estimator = Transformed(Whitening(), SSGE())
+    >>> torch.allclose(estimator.fit(units * x)(units * x) * units, estimator.fit(x)(x), atol=1e-2)
+    True
     """
 
     transform: Transform
@@ -160,6 +179,24 @@ class TransformedScore:
         mapped = self.score(self.transform(points))
         return (self.transform.pull_back(points, mapped) + self.transform.log_det_gradient(points)) / self.unit
 
+    @property
+    def has_density(self) -> bool:
+        """Whether the score of u is that of a density."""
+        return has_density(self.score)
+
+    def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        r"""Log density at points [*batch, m, d], in nats: :math:`\ln q_u(T(x)) + \ln |\det J|`.
+
+        Raises
+        ------
+        TypeError
+            If the score of u is that of no density.
+        """
+        check_points(points, self.unit)
+        points = points / self.unit
+        log_det = self.transform.log_det(points) - self.unit.log().sum(-1)
+        return density_of(self.score, self.transform(points)) + log_det
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -182,6 +219,13 @@ class Selected:
         If a candidate has no method `fit`.
     ValueError
         If there is no candidate or `folds` < 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    >>> int(Selected([SSGE(), GaussianScore()]).fit(x).choice)
+    1
     """
 
     candidates: Sequence[ScoreEstimator]
@@ -257,6 +301,15 @@ class SelectedScore:
     def divergence(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
         """Divergence of the score at points [*batch, m, d]."""
         return self._pick({i: score_divergence(score, points) for i, score in self.scores.items()}, 1)
+
+    @property
+    def has_density(self) -> bool:
+        """Whether all chosen candidates have one."""
+        return all(map(has_density, self.scores.values()))
+
+    def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Log density at points [*batch, m, d], in nats; raises TypeError where a chosen candidate has none."""
+        return self._pick({i: density_of(score, points) for i, score in self.scores.items()}, 1)
 
     def _pick(self, values: dict[int, Tensor], axes: int) -> Tensor:
         choice = self.choice[(...,) + (None,) * axes]

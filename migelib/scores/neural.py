@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -62,11 +62,11 @@ class DenoisingState:
 
     networks: dict[tuple, tuple[DenoisingNetwork, torch.optim.Optimizer]] = field(default_factory=dict)
     generator: torch.Generator | None = None
-    parts: dict[tuple, DenoisingState] = field(default_factory=dict)
+    parts: dict[str, DenoisingState] = field(default_factory=dict)
 
-    def part(self, key: tuple) -> DenoisingState:
-        """The state of one of several informations that a measure is the sum of."""
-        return self.parts.setdefault(key, DenoisingState())
+    def part(self, role: str) -> DenoisingState:
+        """The state of one of several scores or informations that a measure is the sum of."""
+        return self.parts.setdefault(role, DenoisingState())
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class DenoisingScore:
     density, and at :math:`\sigma = 0` that of the samples [Lim et al., ICML 2020, sec. 3].
 
     Without a `state` every `fit` trains a new network from the same seed, and the same samples give the same score.
-    With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model.
+    With one, `fit` goes on training the state's network, so that a few steps a call follow a slowly moving model; a
+    surrogate trains a part of the state for each score that it needs.
     Samples are standardised, coordinate by coordinate. In inference mode it trains all the same; inside a transform of
     `torch.func` it cannot, and raises RuntimeError. Derived in :doc:`/book/score-estimators`.
 
@@ -103,6 +104,19 @@ class DenoisingScore:
     ------
     ValueError
         If a setting is outside its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> float((DenoisingScore(steps=50).fit(x)(x) + x).square().mean()) < 0.3  # the score is -x
+    True
+
+    A state goes on from batch to batch:
+
+    >>> estimator = DenoisingScore(steps=5, state=DenoisingState())
+    >>> estimator.fit(x)(x).shape
+    torch.Size([200, 2])
     """
 
     steps: int = 500
@@ -149,6 +163,10 @@ class DenoisingScore:
         of_x = self._fit(x, state, "x")(x.detach())
         of_z = self._fit(z, state, "z")(z.detach())
         return of_joint[..., : x.shape[-1]] - of_x, of_joint[..., x.shape[-1] :] - of_z
+
+    def part(self, role: str) -> DenoisingScore:
+        """The estimator whose state is that of one role; where it has none, itself."""
+        return self if self.state is None else replace(self, state=self.state.part(role))
 
     def _state(self) -> DenoisingState:
         return DenoisingState() if self.state is None else self.state

@@ -88,13 +88,15 @@ def exact_score_surrogate(
     Returns
     -------
     Tensor []
-        Only its gradient means anything.
+        Zero; only its gradient means anything.
     """
     scores = task.scores(x.detach(), z.detach())
     surrogate = z.new_zeros(())
     for variable, joint, marginal in ((x, scores.joint_x, scores.x), (z, scores.joint_z, scores.z)):
         if variable.requires_grad:
-            surrogate = surrogate + ((joint - marginal).detach() * variable).sum(-1).mean(-1).sum()
+            surrogate = (
+                surrogate + ((joint - marginal).detach() * (variable - variable.detach())).sum(-1).mean(-1).sum()
+            )
     return surrogate
 
 

@@ -16,7 +16,7 @@ from migelib.experiments.infomax.networks import pca
 from migelib.experiments.infomax.objectives import Batch, MomentMige, MovingMoments
 from migelib.experiments.infomax.training import Trainer, train
 from migelib.experiments.metrics import effective_rank
-from migelib.experiments.networks import DeepInfoMaxEncoder, Features, PatchFeatures
+from migelib.experiments.networks import DeepInfoMaxEncoder, Features
 from migelib.experiments.randomness import Streams, stream
 from migelib.scores import GaussianScore
 from migelib.tasks import CorrelatedGaussian
@@ -100,36 +100,6 @@ def test_images_are_the_same_in_every_run_and_standardised(images):
 def test_config_rejects(settings, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **settings)
-
-
-def test_patch_features_match_a_slow_oracle(images):
-    x = images.x_train[:20]
-    features = PatchFeatures(x, filters=3, size=5, stride=3, patches=200, generator=torch.Generator().manual_seed(0))
-    raw = torch.zeros(20, 3, 2, 2)
-    for i in range(20):
-        for f in range(3):
-            for row in range(2):
-                for column in range(2):
-                    # 28 pixels give 8 places at stride 3, and 4 a cell.
-                    places = [
-                        (3 * a, 3 * b) for a in range(4 * row, 4 * row + 4) for b in range(4 * column, 4 * column + 4)
-                    ]
-                    values = [float((x[i, :, a : a + 5, b : b + 5] * features.weights[f]).sum()) for a, b in places]
-                    raw[i, f, row, column] = np.mean([max(v - 1.0, 0.0) for v in values])
-    raw = raw.flatten(1)
-    expected = (raw - raw.mean(0)) / raw.std(0).clamp_min(1e-6)
-    torch.testing.assert_close(features(x), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_patch_features_do_not_see_brightness(images):
-    features = PatchFeatures(images.x_train, filters=8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(features(images.x_test + 3), features(images.x_test), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(("settings", "message"), [({"size": 40}, "pixels"), ({"patches": 4, "filters": 8}, "patches")])
-def test_patch_features_reject(images, settings, message):
-    with pytest.raises(ValueError, match=message):
-        PatchFeatures(images.x_train, **settings)
 
 
 def test_moving_moments_are_those_of_a_weighted_sample_for_each_seed():

@@ -12,10 +12,11 @@ PACKAGE = Path(migelib.__file__).parent
 # From the bottom up; a module may import from layers below its own, and from its own folder.
 LAYERS = [
     {"validation"},
-    {"kernels", "transforms"},
+    {"kernels", "transforms", "projections"},
     {"scores"},
-    {"surrogates", "bounds", "critics", "tasks"},
-    {"codes"},
+    {"labels", "bounds", "critics", "tasks"},
+    {"surrogates"},
+    {"codes", "information"},
     {"experiments"},  # the laboratory: it imports the library, which never imports it
     {"__main__"},
 ]

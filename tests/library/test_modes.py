@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 X, NOISE, GIVEN = torch.randn(3, 40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(40) % 3
 HERE = torch.tensor(1.3, dtype=torch.float64)
 
 
@@ -43,6 +44,7 @@ MEASURES = {
     "entropy": lambda a, e: entropy_surrogate(samples(a), e),
     "information": lambda a, e: mutual_information_surrogate(X, samples(a), e),
     "information, first": lambda a, e: mutual_information_surrogate(samples(a), X, e),
+    "information of labels": lambda a, e: mutual_information_surrogate(LABELS, samples(a), e),
     "conditional entropy": lambda a, e: conditional_entropy_surrogate(samples(a), GIVEN, e),
     "conditional information": lambda a, e: conditional_mutual_information_surrogate(samples(a), X, GIVEN, e),
     "total correlation": lambda a, e: total_correlation_surrogate(samples(a), e),
@@ -171,11 +173,18 @@ def test_compilation_leaves_the_fit_out_of_the_graph():
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 @pytest.mark.parametrize("estimator", ["adaptive", "ssge", "denoising", "selected"])
-def test_inference_mode_gives_the_value_without_a_gradient(measure, estimator):
-    with torch.inference_mode():
-        value = measure(HERE.clone(), ESTIMATORS[estimator])
-    with torch.no_grad():
-        torch.testing.assert_close(value.clone(), measure(HERE, ESTIMATORS[estimator]))
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_where_no_gradient_is_recorded_nothing_is_fitted(measure, estimator, mode, monkeypatch):
+    estimator = ESTIMATORS[estimator]
+
+    def forbidden(*_):
+        raise AssertionError("fitted")
+
+    for name in ("fit", "fit_pair"):
+        if hasattr(estimator, name):
+            monkeypatch.setattr(type(estimator), name, forbidden)
+    with mode():
+        assert float(measure(HERE.clone().requires_grad_(), estimator)) == 0
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
@@ -192,6 +201,6 @@ def test_a_network_goes_on_training_after_inference_mode():
     states = [DenoisingState() for _ in range(2)]
     for state, mode in zip(states, (torch.inference_mode, torch.no_grad), strict=True):
         with mode():
-            entropy_surrogate(X.clone(), DenoisingScore(steps=2, state=state))
+            DenoisingScore(steps=2, state=state).fit(X.clone())
     values = [DenoisingScore(steps=2, state=state).fit(X)(X) for state in states]
     torch.testing.assert_close(*values)

@@ -11,6 +11,7 @@ from migelib import (
     Adaptive,
     DenoisingScore,
     GaussianScore,
+    NoGradientWarning,
     codes,
     conditional_entropy_surrogate,
     conditional_mutual_information_surrogate,
@@ -116,7 +117,8 @@ def test_batch_axes(measure, estimator):
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_reference_gets_no_gradient(measure):
     own, reference = variables(30, 0), tuple(v.requires_grad_() for v in variables(20, 1))
-    assert not measure(own, SSGE(), reference).requires_grad
+    with pytest.warns(NoGradientWarning):
+        assert not measure(own, SSGE(), reference).requires_grad
     gradients(measure, SSGE(), own, reference)
     assert all(v.grad is None for v in reference)
 
@@ -172,7 +174,7 @@ def test_outside_plain_reverse_mode(measure, estimator):
     torch.testing.assert_close(slope(torch.compile(surrogate, backend="eager")), expected)
     with torch.inference_mode():
         value, made_here = surrogate(here.clone()).clone(), tuple(v.clone() for v in reference)
-    torch.testing.assert_close(value, surrogate(here))
+    assert float(value) == 0
     for one_way, other in zip(
         gradients(measure, estimator, own, made_here), gradients(measure, estimator, own, reference), strict=True
     ):

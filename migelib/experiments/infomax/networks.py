@@ -5,7 +5,6 @@ A fixed map is made from (config, images, generator), for one seed, and takes im
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...projections import PatchFeatures, RandomProjection
 from ..data import Images
-from ..networks import DeepInfoMaxEncoder, PatchFeatures
+from ..networks import DeepInfoMaxEncoder
 
 if TYPE_CHECKING:
     from .config import Config
@@ -31,9 +31,8 @@ def new_encoder(config: Config, images: Images) -> DeepInfoMaxEncoder:
 
 def pixel_projection(config: Config, images: Images, generator: torch.Generator, size: int | None = None) -> Map:
     """A fixed Gaussian random projection of the pixels, to `size` coordinates: what stands for x in the paper."""
-    pixels = images.x_train[0].numel()
-    matrix = torch.randn(pixels, size or config.projection, generator=generator).to(images.x_train) / math.sqrt(pixels)
-    return lambda x: x.flatten(1) @ matrix
+    projection = RandomProjection(images.x_train[0].numel(), size or config.projection, generator)
+    return projection.to(images.x_train.device)
 
 
 def patch_projection(config: Config, images: Images, generator: torch.Generator) -> Map:
