@@ -12,6 +12,7 @@ from .scores import (
     Residual,
     Selected,
     Stein,
+    Streaming,
     Tikhonov,
     Transformed,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Residual",
     "Selected",
     "Stein",
+    "Streaming",
     "Tikhonov",
     "Transformed",
     "conditional_entropy_surrogate",

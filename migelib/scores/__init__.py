@@ -12,6 +12,7 @@ from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
 from .mixtures import EllipticalMixture
 from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
 from .ssge import SSGE, SpectralScore
+from .streaming import Streaming, StreamingScore
 
 ESTIMATORS: dict[str, type[ScoreEstimator]] = {
     "adaptive": Adaptive,
@@ -78,6 +79,8 @@ __all__ = [
     "Selected",
     "SpectralScore",
     "Stein",
+    "Streaming",
+    "StreamingScore",
     "Tikhonov",
     "Transformed",
     "as_estimator",
