@@ -6,6 +6,7 @@ Derived in :doc:`/book/memory`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -168,11 +169,19 @@ class OnlineMixture(nn.Module):
     def __init__(self, batch: tuple[int, ...], dim: int, k: int, like: Tensor) -> None:
         super().__init__()
         self.k = k
+        self._model: EllipticalMixture | None = None
         self.register_buffer("mass", _zeros(like, *batch, k))
         self.register_buffer("first", _zeros(like, *batch, k, dim))
         self.register_buffer("second", _zeros(like, *batch, k, dim, dim))
 
+    @property
     def model(self) -> EllipticalMixture:
+        """The mixture of the sums so far."""
+        if self._model is None:
+            self._model = self._maximised()
+        return self._model
+
+    def _maximised(self) -> EllipticalMixture:
         """The mixture that maximises the likelihood of the sums, under a weak prior towards a common covariance."""
         dim = self.first.shape[-1]
         mass = self.mass.clamp_min(1e-3)
@@ -210,6 +219,15 @@ class OnlineMixture(nn.Module):
             past = getattr(self, name)
             chosen = where.reshape(where.shape + (1,) * (value.ndim - where.ndim))
             setattr(self, name, torch.where(chosen, decay * past + value, past))
+        self._model = None
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
+        self._model = None
+
+    def _apply(self, function: Callable, recurse: bool = True) -> OnlineMixture:
+        self._model = None
+        return super()._apply(function, recurse)
 
 
 class OnlineResidual(nn.Module):
@@ -256,7 +274,7 @@ class OnlineResidual(nn.Module):
         """The residual as it is now, a function of white points."""
         return FeatureScore(self.features, self.coefficients)
 
-    def _apply(self, function: object, recurse: bool = True) -> OnlineResidual:
+    def _apply(self, function: Callable, recurse: bool = True) -> OnlineResidual:
         """Move the features, which the seed decides and no state holds, with the buffers."""
         super()._apply(function, recurse)
         tensors = (self.features.frequencies, self.features.phases, self.features.width)
@@ -313,7 +331,7 @@ class OnlineDensity(nn.Module):
         dim = u.shape[-1]
         values = [log_slope - u.square().sum(-1) / 2 - dim / 2 * math.log(2 * math.pi)]
         for mixture in self.mixtures:
-            log_terms = mixture.model().components(u)[0]
+            log_terms = mixture.model.components(u)[0]
             values.append(log_slope + log_terms.logsumexp(-2))
             mixture.update(u, log_terms, lag(n, OF_MIXTURES * mixture.k * dim, self.decay))
         value = torch.stack(values, 1).sum(-1).nan_to_num(-1e30)
@@ -344,7 +362,7 @@ class OnlineDensity(nn.Module):
             self.moments.mean.new_full((2, *batch), math.inf),
         )
         most = self.mixtures[-1].k if self.mixtures else 1
-        models = [pad(model, most) for model in (gaussian, *(m.model() for m in self.mixtures))]
+        models = [pad(model, most) for model in (gaussian, *(m.model for m in self.mixtures))]
         names = ("log_weights", "means", "scales", "df")
         parts = (torch.stack([getattr(m, name) for m in models], 1).flatten(0, 1) for name in names)
         log_weights, means, scales, df = (_taken(part, self.choice) for part in parts)

@@ -5,7 +5,7 @@ Derived in :doc:`/book/memory`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -116,7 +116,7 @@ class Streaming(nn.Module):
     ) -> tuple[Float[Tensor, "*batch n p"], Float[Tensor, "*batch n q"]]:
         """Learn from pairs in training mode; joint minus marginal score there, the parts for x and for z.
 
-        `wanted` says which of them are used; the other part is zero. Raises as `fit` does, and where they are not paired.
+        `wanted` says which of them are used; the other part is zero. Raises as `fit` does, or if they are not paired.
         """
         return self.part("x,z").fit_pair(x, z, wanted)
 
@@ -125,7 +125,7 @@ class Streaming(nn.Module):
         return self.part("z").log_density_of(z)
 
     def log_ratio(self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]) -> Float[Tensor, "*batch n"]:
-        """:math:`\\ln q(x, z) / q(x) q(z)` at pairs, in nats, without an update; RuntimeError before the first batch."""
+        """Log of q(x, z) / q(x) q(z) at pairs, in nats, without an update; RuntimeError before the first batch."""
         return self.part("x,z").log_ratio(x, z)
 
     def reset(self) -> None:
@@ -133,7 +133,7 @@ class Streaming(nn.Module):
         self.terms.clear()
 
     def sync(self, group: object = None) -> Streaming:
-        """From now on learn from the whole batch that the processes of `torch.distributed` have parts of, and return self.
+        """From now on learn from the whole batch of all processes of `torch.distributed`; returns self.
 
         Each process gathers the samples of all, so parts of one size are needed, and answers for its own. With the
         gradients averaged over the processes, as `DistributedDataParallel` does, they are those of the whole batch.
@@ -219,9 +219,7 @@ class StreamingPart:
             term.density.update(v)
         if first:
             return Adaptive().fit(every)
-        chosen = term.density.chosen()
-        residual = term.residual_of(chosen, v, "z", self.whole.training)
-        return StreamingScore(chosen, residual, samples.dtype, term.factor(("z",)))
+        return term.score(v, self.whole.training, samples.dtype)
 
     @fused_checks()
     @torch.no_grad()
@@ -317,18 +315,13 @@ class Term(nn.Module):
         parts = zip(v.split(self.shape[1], -1), slope.split(self.shape[1], -1), wanted, strict=True)
         return torch.stack([is_unresolved(part, rise, chosen).any() for part, rise, use in parts if use]).any()
 
-    def residual_of(
-        self, chosen: ChosenDensity, v: Float[Tensor, "*batch n d"], name: str, learn: bool
-    ) -> FeatureScore | None:
-        """The residual of that name, which has learnt from the batch if it is to."""
-        if not self.residuals:
-            return None
-        residual = self.residuals[name]
-        if learn:
-            mapped = chosen.coordinates(v)[0]
-            white, factor = chosen.white(mapped)
-            residual.update(white, chosen.model.score(mapped) @ factor, self.decay, ~self.density.changed)
-        return residual.score()
+    def score(self, v: Float[Tensor, "*batch n d"], learn: bool, dtype: torch.dtype) -> StreamingScore:
+        """Score of the one variable; its residual first learns from the samples if it is to."""
+        chosen = self.density.chosen()
+        if learn and self.residuals:
+            self._score(chosen, chosen.coordinates(v)[0], "z", learn)
+        residual = self.residuals["z"].score() if self.residuals else None
+        return StreamingScore(chosen, residual, dtype, self.factor(("z",)))
 
     def factor(self, names: tuple[str, ...]) -> Float[Tensor, "*batch 1 1"]:
         """By what the residuals of these names are multiplied: what would have served best on the batches so far."""
@@ -345,21 +338,40 @@ class Term(nn.Module):
         """Joint minus marginal score of both variables; zeros for one that is not wanted."""
         split = self.shape[1][0]
         chosen = self.density.chosen()
-        names = ["joint", *(name for name, use in zip(("x", "z"), wanted, strict=True) if use)]
+        mapped, slope, _ = chosen.coordinates(v)
         ranges = {"joint": (0, v.shape[-1]), "x": (0, split), "z": (split, v.shape[-1])}
-        scores = {}
+        names = ["joint", *(name for name, use in zip(("x", "z"), wanted, strict=True) if use)]
+        found = {}
         for name in names:
             start, stop = ranges[name]
-            density, part = chosen.marginal(start, stop), v[..., start:stop]
-            residual = self.residual_of(density, part, name, learn)
-            scores[name] = StreamingScore(density, residual, torch.float64), part
+            found[name] = self._score(chosen.marginal(start, stop), mapped[..., start:stop], name, learn)
         factor = self.factor(tuple(names))  # one for all, so that what they have in common cancels
-        values = {name: replace(score, factor=factor)(part) for name, (score, part) in scores.items()}
+        values = {
+            name: slope[..., slice(*ranges[name])] * (base + factor * rest) for name, (base, rest) in found.items()
+        }
         joint = values["joint"].split(self.shape[1], -1)
         return tuple(
             (part - values[name]).to(dtype) if name in values else torch.zeros_like(part, dtype=dtype)
             for name, part in zip(("x", "z"), joint, strict=True)
         )
+
+    def _score(
+        self, density: ChosenDensity, mapped: Float[Tensor, "*batch n d"], name: str, learn: bool
+    ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
+        """Score of a density in its mapped coordinates and its residual there, which first learns if it is to."""
+        base = density.model.score(mapped)
+        if not self.residuals:
+            return base, torch.zeros_like(base)
+        residual = self.residuals[name]
+        white, factor = density.white(mapped)
+        if learn:
+            residual.update(white, base @ factor, self.decay, ~self.density.changed)
+        return base, pulled(residual.score()(white), factor)
+
+
+def pulled(score: Float[Tensor, "*batch n d"], factor: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch n d"]:
+    """Score of samples, from that of white ones that a factor colours."""
+    return torch.linalg.solve_triangular(factor.mT, score.mT, upper=True).mT
 
 
 @dataclass(frozen=True)
@@ -381,7 +393,7 @@ class StreamingScore:
     density: ChosenDensity
     residual: FeatureScore | None
     dtype: torch.dtype
-    factor: Tensor | float = 1.0
+    factor: Tensor
 
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
@@ -390,8 +402,7 @@ class StreamingScore:
         score = self.density.model.score(mapped)
         if self.residual is not None:
             white, factor = self.density.white(mapped)
-            pulled = torch.linalg.solve_triangular(factor.mT, self.residual(white).mT, upper=True).mT
-            score = score + self.factor * pulled
+            score = score + self.factor * pulled(self.residual(white), factor)
         return (slope * score + bent).to(self.dtype)
 
     def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
