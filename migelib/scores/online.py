@@ -1,4 +1,4 @@
-r"""What `Streaming` remembers of past batches: moments, shapes of coordinates, mixtures and residuals, as decaying sums.
+r"""What `Streaming` remembers of past batches, as decaying sums: moments, shapes of coordinates, mixtures, residuals.
 
 Derived in :doc:`/book/memory`.
 """
@@ -20,6 +20,7 @@ from .mixtures import EllipticalMixture, cluster_features, fit_gaussian, fit_mix
 OF_MOMENTS = 4.0  # samples a coordinate that a covariance needs
 OF_CENTRES = 27.0  # samples a centre of a coordinate's shape
 OF_MIXTURES = 8.0  # samples a coordinate of each component
+ENOUGH = 4.0  # samples a coordinate of each component that the longest memory must hold for it to be tried
 PRIOR = 0.1  # share of d + 1 pseudo-samples of the pooled covariance in every component of a mixture
 CENTRES = 24  # of a coordinate's shape
 FIRST_STEPS = 10  # of expectation-maximisation where a mixture starts on one batch
@@ -133,7 +134,7 @@ class Shapes(nn.Module):
 def evaluate_shapes(
     table: Float[Tensor, "4 *batch d k"], s: Float[Tensor, "*batch n d"]
 ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
-    """The map that `Shapes` tabulates and its first two derivatives, at standardised points; linear beyond the knots."""
+    """The map that `Shapes` tabulates and two derivatives, at standardised points; linear beyond the knots."""
     x = s.mT.contiguous()
     knots = table[0]
     inner = torch.minimum(torch.maximum(x, knots[..., :1]), knots[..., -1:])
@@ -164,7 +165,10 @@ def _quintic(x: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 class OnlineMixture(nn.Module):
-    """Mixture of k Gaussians of white samples, one step of expectation-maximisation a batch [Cappe & Moulines, 2009]."""
+    """Mixture of k Gaussians of white samples, one step of expectation-maximisation a batch.
+
+    [Cappe & Moulines, Journal of the Royal Statistical Society B 71, 2009.]
+    """
 
     def __init__(self, batch: tuple[int, ...], dim: int, k: int, like: Tensor) -> None:
         super().__init__()
@@ -235,7 +239,8 @@ class OnlineResidual(nn.Module):
 
     Before a batch is learnt from, it says what the residual so far would have gained there: the score-matching loss of
     :math:`\alpha \hat r` less that of zero is :math:`\alpha^2 a / 2 + \alpha b` with :math:`a = E \|\hat r\|^2` and
-    :math:`b = E[\mathrm{div}\, \hat r + s_b \cdot \hat r]`, least at :math:`\alpha = -b / a`.
+    :math:`b = E[\mathrm{div}\, \hat r + s_b \cdot \hat r]`, least at :math:`\alpha = -b / a`. It is taken
+    with b a standard error closer to zero.
     """
 
     def __init__(self, batch: tuple[int, ...], dim: int, count: int, like: Tensor) -> None:
@@ -248,6 +253,7 @@ class OnlineResidual(nn.Module):
         self.register_buffer("coefficients", _zeros(like, *batch, count, dim))
         self.register_buffer("squares", _zeros(like, *batch))
         self.register_buffer("slope", _zeros(like, *batch))
+        self.register_buffer("noise", _zeros(like, *batch))
 
     def update(
         self,
@@ -260,9 +266,10 @@ class OnlineResidual(nn.Module):
         n = u.shape[-2]
         score = self.score()
         residual = score(u)
-        gained = (score.divergence(u) + (base * residual).sum(-1)).sum(-1)
+        gained = score.divergence(u) + (base * residual).sum(-1)
         self.squares = keep * (decay * self.squares + residual.square().sum((-2, -1)))
-        self.slope = keep * (decay * self.slope + gained)
+        self.slope = keep * (decay * self.slope + gained.sum(-1))
+        self.noise = keep * (decay * self.noise + gained.square().sum(-1))
         gram, target = self.features.statistics(u, base)
         past = keep * decay * self.count
         share = (n / (past + n))[..., None, None]
@@ -294,7 +301,7 @@ class OnlineDensity(nn.Module):
         super().__init__()
         self.decay, self.steps = decay, 0
         sizes = [2**i for i in range(1, components.bit_length())]
-        sizes = [k for k in sizes if n / (1 - decay) >= k * (dim + 1)]  # as many samples as a memory holds
+        sizes = [k for k in sizes if n / (1 - decay) >= ENOUGH * k * (dim + 1)]
         self.moments, self.mapped = Moments(batch, dim, like), Moments((2, *batch), dim, like)
         self.shapes = Shapes(batch, dim, like)
         self.mixtures = nn.ModuleList(OnlineMixture((2, *batch), dim, k, like) for k in sizes)
@@ -313,19 +320,28 @@ class OnlineDensity(nn.Module):
         self.moments.update(v, memory)
         s = self.standardised(v)
         known = self.steps > 0
-        before = evaluate_shapes(self.shapes.table, s)[1] if known else None
+        log_slope = self._log_slope(s) if known else None
         self.shapes.update(s, lag(n, OF_CENTRES * CENTRES, self.decay))
         mapped = torch.stack([s, evaluate_shapes(self.shapes.table, s)[0]])
         self.mapped.update(mapped, memory)
         factor = self.mapped.factor()
         u = _solve(factor, mapped - self.mapped.mean[..., None, :])
         if known:
-            log_slope = torch.stack([torch.zeros_like(s), before.log()]).sum(-1)
-            log_slope = log_slope - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)[..., None]
-            self._judge(u, log_slope, n)
+            correlation = self.mapped.scale()[..., 0, :].log() - factor.diagonal(dim1=-2, dim2=-1).log()
+            self._judge(u, log_slope + correlation.sum(-1)[..., None], n)
         if self.steps % RESTART == 0:
             self._restart(u)
         self.steps += 1
+
+    def _log_slope(self, s: Float[Tensor, "*batch n d"]) -> Float[Tensor, "2 *batch n"]:
+        """Sum of the logarithms of the slopes, of the samples as they are and of the map before it has seen them.
+
+        What that map makes of new samples has not the variance that it was fitted to; it is scaled to that.
+        """
+        mapped, slope, _ = evaluate_shapes(self.shapes.table, s)
+        spread = mapped.var(-2, correction=0, keepdim=True).clamp_min(1e-12)
+        log_slope = (slope.log() - spread.log() / 2).sum(-1)
+        return torch.stack([torch.zeros_like(log_slope), log_slope])
 
     def _judge(self, u: Float[Tensor, "2 *batch n d"], log_slope: Float[Tensor, "2 *batch n"], n: int) -> None:
         dim = u.shape[-1]

@@ -324,12 +324,13 @@ class Term(nn.Module):
         return StreamingScore(chosen, residual, dtype, self.factor(("z",)))
 
     def factor(self, names: tuple[str, ...]) -> Float[Tensor, "*batch 1 1"]:
-        """By what the residuals of these names are multiplied: what would have served best on the batches so far."""
+        """By what residuals of these names are multiplied: what would have served the batches best, less its error."""
         if not self.residuals:
             return torch.zeros((), dtype=torch.float64)
-        squares = sum(self.residuals[name].squares for name in names)
-        slope = sum(self.residuals[name].slope for name in names)
-        best = -slope / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+        kept = [self.residuals[name] for name in names]
+        squares = sum(residual.squares for residual in kept)
+        gain = -sum(residual.slope for residual in kept) - sum(residual.noise for residual in kept).sqrt()
+        best = gain / squares.clamp_min(torch.finfo(squares.dtype).tiny)
         return best.clamp(0, 1)[..., None, None]
 
     def differences(
