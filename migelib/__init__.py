@@ -13,6 +13,7 @@ from .scores import (
     Residual,
     Selected,
     Stein,
+    Streaming,
     Tikhonov,
     Transformed,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Residual",
     "Selected",
     "Stein",
+    "Streaming",
     "Tikhonov",
     "Transformed",
     "conditional_entropy_surrogate",

@@ -12,6 +12,7 @@ from .kernel import KernelScore, Landweber, NuMethod, Stein, SteinScore, Tikhono
 from .mixtures import EllipticalMixture
 from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
 from .ssge import SSGE, SpectralScore
+from .streaming import Streaming, StreamingScore
 
 ESTIMATORS: dict[str, type[ScoreEstimator]] = {
     "adaptive": Adaptive,
@@ -79,6 +80,8 @@ __all__ = [
     "SpectralScore",
     "Stein",
     "SteinScore",
+    "Streaming",
+    "StreamingScore",
     "Tikhonov",
     "Transformed",
     "as_estimator",

@@ -125,3 +125,16 @@ def kept_coordinates(samples: Tensor) -> tuple[Tensor | None, bool]:
 def among(score: Tensor, kept: Tensor, dim: int) -> Tensor:
     """The score of `kept` coordinates among `dim`, zero elsewhere."""
     return score.new_zeros(*score.shape[:-1], dim).index_copy(-1, kept, score)
+
+
+def is_singular(samples: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether a coordinate is constant or a linear function of others, up to the rounding of the samples' type."""
+    n, dim = samples.shape[-2:]
+    constant = (samples == samples[..., :1, :]).all(-2).any(-1)
+    if n <= dim + 4:
+        return constant
+    fine = (samples - samples[..., :1, :]).detach().double()
+    deviation = (fine - fine.mean(-2, keepdim=True)).square().mean(-2).sqrt()
+    error = torch.finfo(samples.dtype).eps * samples.abs().amax(-2) / deviation
+    error = torch.where(deviation > 0, error, torch.zeros_like(error)).square().sum(-1, keepdim=True)
+    return constant | (_pivots(fine) <= DEPENDENT + error).any(-1)
