@@ -23,7 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .scores import ESTIMATORS, Adaptive, DenoisingScore, PairScoreEstimator, ScoreEstimator, as_estimator
+from .scores import (
+    ESTIMATORS,
+    Adaptive,
+    DenoisingScore,
+    PairScoreEstimator,
+    RatioScore,
+    ScoreEstimator,
+    as_estimator,
+)
 from .scores.base import outside_inference_mode
 from .validation import (
     check_log_prob,
@@ -447,7 +455,7 @@ def _information(
     if isinstance(estimator, PairScoreEstimator):
         needed = _needs_gradient(x), _needs_gradient(z)
         fit_pair = estimator.fit_pair
-        if isinstance(estimator, Adaptive):  # a variable without a gradient, such as labels, need have no density
+        if isinstance(estimator, Adaptive | RatioScore):  # one without a gradient, such as labels, has no density
             fit_pair = partial(fit_pair, wanted=needed)
         differences = _held_fixed(estimator, fit_pair, x, z)
         parts = [_contract(d[..., :n, :], n, v) for d, v, need in zip(differences, (x, z), needed, strict=True) if need]
@@ -465,7 +473,9 @@ def _information_of_halves(
     first, second = z.split([dim // 2, dim - dim // 2], dim=-1)
     within = _information_of_halves(estimator, n, first, at)
     within = within + _information_of_halves(estimator, n, second, at + dim // 2)
-    if isinstance(estimator, DenoisingScore) and estimator.state is not None:  # its networks are of one pair each
+    if (
+        isinstance(estimator, DenoisingScore | RatioScore) and estimator.state is not None
+    ):  # its networks are of one pair each
         estimator = replace(estimator, state=estimator.state.part((at, dim)))
     return _information(estimator, n, first, second) + within
 

@@ -11,6 +11,7 @@ from .kde import KDE, DensityScore
 from .kernel import KernelScore, Landweber, NuMethod, Stein, Tikhonov
 from .mixtures import EllipticalMixture
 from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
+from .ratio import GaussianRatioScore, RatioScore, RatioState
 from .ssge import SSGE, SpectralScore
 
 ESTIMATORS: dict[str, type[ScoreEstimator]] = {
@@ -20,6 +21,7 @@ ESTIMATORS: dict[str, type[ScoreEstimator]] = {
     "kde": KDE,
     "landweber": Landweber,
     "numethod": NuMethod,
+    "ratio": RatioScore,
     "ssge": SSGE,
     "stein": Stein,
     "tikhonov": Tikhonov,
@@ -65,6 +67,7 @@ __all__ = [
     "DenoisingState",
     "DensityScore",
     "EllipticalMixture",
+    "GaussianRatioScore",
     "GaussianScore",
     "KernelScore",
     "Landweber",
@@ -72,6 +75,8 @@ __all__ = [
     "NoDensityWarning",
     "NuMethod",
     "PairScoreEstimator",
+    "RatioScore",
+    "RatioState",
     "Residual",
     "ScoreEstimator",
     "ScoreFunction",

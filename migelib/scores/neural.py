@@ -66,7 +66,7 @@ class DenoisingState:
 
     def part(self, key: tuple) -> DenoisingState:
         """The state of one of several informations that a measure is the sum of."""
-        return self.parts.setdefault(key, DenoisingState())
+        return self.parts.setdefault(key, type(self)())
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,9 @@ class DenoisingScore:
     def _trained(self, samples: Tensor, state: DenoisingState, role: str) -> NeuralScore:
         if state.generator is None:
             state.generator = torch.Generator().manual_seed(self.seed)
-        first = samples[..., :1, :]  # what is left of a coordinate without spread is zero, not rounding
-        centred = samples - first
-        mean = first + centred.mean(-2, keepdim=True)
-        units = power_of_two(half_extent(samples))  # the square itself may be out of range
-        scale = ((centred - centred.mean(-2, keepdim=True)) / units).square().mean(-2, keepdim=True).sqrt()
-        scale = torch.where(scale > 0, scale * units, torch.ones_like(scale))
+        white, mean, scale = standardised(samples)
         n, dim = samples.shape[-2:]
-        entries = ((samples - mean) / scale).reshape(-1, n, dim)
+        entries = white.reshape(-1, n, dim)
         trained = [self._train(entry, state, (role, dim, index)) for index, entry in enumerate(entries)]
         return NeuralScore(mean, scale, tuple(trained))
 
@@ -225,3 +220,16 @@ class NeuralScore:
         zero = torch.zeros_like(white[0, :, :1])
         values = torch.stack([network(entry, zero) for network, entry in zip(self.networks, white, strict=True)])
         return values.reshape(points.shape) / self.scale
+
+
+def standardised(
+    samples: Float[Tensor, "*batch n d"],
+) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch 1 d"], Float[Tensor, "*batch 1 d"]]:
+    """Samples of mean zero and variance one a coordinate, and mean and scale; a constant coordinate has scale one."""
+    first = samples[..., :1, :]  # what is left of a coordinate without spread is zero, not rounding
+    centred = samples - first
+    mean = first + centred.mean(-2, keepdim=True)
+    units = power_of_two(half_extent(samples))  # the square itself may be out of range
+    scale = ((centred - centred.mean(-2, keepdim=True)) / units).square().mean(-2, keepdim=True).sqrt()
+    scale = torch.where(scale > 0, scale * units, torch.ones_like(scale))
+    return (samples - mean) / scale, mean, scale

@@ -11,6 +11,7 @@ from migelib import (
     Adaptive,
     DenoisingScore,
     GaussianScore,
+    RatioScore,
     codes,
     conditional_entropy_surrogate,
     conditional_mutual_information_surrogate,
@@ -67,6 +68,7 @@ ESTIMATORS = {
     "ssge": SSGE(),
     "adaptive": Adaptive(),
     "denoising": DenoisingScore(steps=2),
+    "ratio": RatioScore(steps=2),
 }
 
 
