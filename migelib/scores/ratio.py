@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +19,9 @@ from ..validation import (
     check_positive,
     check_samples,
     check_spread,
-    settle_checks,
 )
 from .base import outside_inference_mode
-from .neural import DenoisingState, standardised
+from .neural import DenoisingState, standardised, training
 
 CLIP = 10.0  # Yu et al. 2026, app. C.1.3: of the gradient's norm
 
@@ -157,7 +155,7 @@ class RatioScore:
         """
         check_samples(samples)
         check_spread(samples)
-        with self._training():
+        with training("RatioScore"):
             white, mean, scale = standardised(samples.detach().clone())
             state, networks = self._state(), []
             for index, entry in enumerate(white.reshape(-1, *white.shape[-2:])):
@@ -187,7 +185,7 @@ class RatioScore:
         check_pair(x, z)
         check_spread(x, "x")
         check_spread(z, "z")
-        with self._training():
+        with training("RatioScore"):
             state = self._state()
             (x, _, x_scale), (z, _, z_scale) = standardised(x.detach().clone()), standardised(z.detach().clone())
             entries = zip(x.reshape(-1, *x.shape[-2:]), z.reshape(-1, *z.shape[-2:]), strict=True)
@@ -218,22 +216,7 @@ class RatioScore:
         return torch.autograd.grad(network(*inputs).sum(), inputs[:2])
 
     def _state(self) -> RatioState:
-        state = RatioState() if self.state is None else self.state
-        if state.generator is None:
-            state.generator = torch.Generator().manual_seed(self.seed)
-        return state
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        """Where a network can be trained, after the checks of what it is trained on."""
-        settle_checks()  # before a state is trained
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise RuntimeError(
-                "RatioScore: expected no transform of torch.func around it, where networks cannot be trained; "
-                "differentiate by torch.autograd, in reverse mode or by forward_ad, or use another estimator"
-            )
-        with outside_inference_mode(), torch.enable_grad():
-            yield
+        return (RatioState() if self.state is None else self.state).seeded(self.seed)
 
     def _train(
         self,
@@ -244,12 +227,9 @@ class RatioScore:
     ) -> RatioNetwork:
         n, dim = samples.shape
         noisy = key[0] == "pair" and self.spread is not None
-        if key not in state.networks:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                network = RatioNetwork(dim + noisy, self.hidden).to(samples)
-            state.networks[key] = network, torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        network, optimiser = state.networks[key]
+        network, optimiser = state.network(
+            key, lambda: RatioNetwork(dim + noisy, self.hidden).to(samples), self.seed, self.learning_rate
+        )
         for _ in range(self.steps):
             rows = torch.randperm(n, generator=state.generator)[: self.batch].to(samples.device)
             joint, product = draw(rows, state.generator)
