@@ -44,22 +44,40 @@ class GradientMethod:
 
 
 class ScoreMethod(GradientMethod):
-    """MIGE; an estimator with a memory learns from the batch that it is asked about.
+    """MIGE with one estimator without a memory.
 
     Parameters
     ----------
     make : callable
-        Makes the estimator of one seed; None is the default.
+        Makes the estimator; None is the default.
     config, seeds, device :
         As for every method.
     """
 
     def __init__(
-        self,
-        make: Callable[[], ScoreEstimator | None],
-        config: Config,
-        seeds: Sequence[int],
-        device: torch.device,
+        self, make: Callable[[], ScoreEstimator | None], config: Config, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        super().__init__(config, seeds, device)
+        self.estimator = make()
+
+    def surrogate(self, batch: Draw) -> Float[Tensor, ""]:
+        """MIGE's surrogate, summed over the seeds."""
+        return mutual_information_surrogate(batch.x, batch.z, self.estimator)
+
+
+class MemoryMethod(GradientMethod):
+    """MIGE with an estimator that learns from the batches that it is asked about, one a seed.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the estimator of one seed.
+    config, seeds, device :
+        As for every method.
+    """
+
+    def __init__(
+        self, make: Callable[[], ScoreEstimator], config: Config, seeds: Sequence[int], device: torch.device
     ) -> None:
         super().__init__(config, seeds, device)
         self.estimators = [make() for _ in seeds]
@@ -249,13 +267,11 @@ class SpreadMethod(TrainedMethod):
 
 
 METHODS: Mapping[str, Callable[[Config, Sequence[int], torch.device], GradientMethod]] = {
-    "streaming": partial(ScoreMethod, streaming),
+    "streaming": partial(MemoryMethod, streaming),
     "adaptive": partial(ScoreMethod, lambda: None),
     "ssge": partial(ScoreMethod, SSGE),  # the paper's
     "gaussian": partial(ScoreMethod, GaussianScore),  # shrinkage would take away the gradient of a small information
-    "ratio": partial(
-        ScoreMethod, lambda: RatioScore(steps=5, state=RatioState(), spread=SPREAD)
-    ),  # of each batch alone
+    "ratio": partial(MemoryMethod, lambda: RatioScore(steps=5, state=RatioState(), spread=SPREAD)),
     "smi": SpreadMethod,
     "knife": KnifeMethod,
     "club": ClubMethod,
