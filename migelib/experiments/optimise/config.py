@@ -92,7 +92,7 @@ CPU = Config(
 )
 CHEAP = ("streaming", "ssge", "gaussian", "smi")
 PROFILES = {
-    "quick": replace(CPU, methods=("streaming", "gaussian", "smi"), dims=(20,), updates=(350, 100), hidden=64),
+    "quick": replace(CPU, methods=("streaming", "gaussian", "smi"), dims=(20,), updates=(120, 40), hidden=64),
     "cpu": CPU,
     "full": Config(seeds=10),
 }

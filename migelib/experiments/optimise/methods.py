@@ -90,7 +90,7 @@ class MemoryMethod(GradientMethod):
 
 def streaming() -> ScoreEstimator:
     """Return the estimator with a memory, at its defaults."""
-    from .. import Streaming
+    from ...scores import Streaming
 
     return Streaming()
 
