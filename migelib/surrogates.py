@@ -473,9 +473,7 @@ def _information_of_halves(
     first, second = z.split([dim // 2, dim - dim // 2], dim=-1)
     within = _information_of_halves(estimator, n, first, at)
     within = within + _information_of_halves(estimator, n, second, at + dim // 2)
-    if (
-        isinstance(estimator, DenoisingScore | RatioScore) and estimator.state is not None
-    ):  # its networks are of one pair each
+    if isinstance(estimator, DenoisingScore | RatioScore) and estimator.state is not None:  # networks of one pair each
         estimator = replace(estimator, state=estimator.state.part((at, dim)))
     return _information(estimator, n, first, second) + within
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -192,6 +192,10 @@ class RatioScore:
             parts = [self._pair_entry(state, index, *entry, wanted) for index, entry in enumerate(entries)]
             of_x, of_z = map(torch.stack, zip(*parts, strict=True))
         return of_x.reshape(x.shape) / x_scale, of_z.reshape(z.shape) / z_scale
+
+    def part(self, role: str) -> RatioScore:
+        """The estimator whose state is that of one role in a measure; where it has none, itself."""
+        return self if self.state is None else replace(self, state=self.state.part(role))
 
     def _pair_entry(
         self, state: RatioState, index: int, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"], wanted: tuple[bool, bool]
