@@ -78,6 +78,11 @@ class Config:
         """Most updates of a cell's goal."""
         return self.updates[self.goals[0] == "max"]
 
+    @property
+    def variables(self) -> tuple[int, int]:
+        """Numbers of coordinates of x and z."""
+        return self.dims[0], self.dims[0]
+
 
 # A CPU has time for separable critics, one family at a time, and as many updates as tell a method that converges from
 # one that does not: at d = 20 a minimum takes Adam 400 to 700 updates and a maximum 500 to 1,300.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,22 @@ from ...scores.ratio import RatioNetwork, classification_loss, draw_log_scale
 from ...surrogates import mutual_information_surrogate
 from ..randomness import Streams
 from ..training import Stack, adam
-from .config import GRADIENT_NORM, SPREAD, Config
+from .config import GRADIENT_NORM, SPREAD
 from .task import Draw
+
+
+class MethodConfig(Protocol):
+    """What a method reads of an experiment's settings: see `Config`; `variables` are the sizes of x and z."""
+
+    network_updates: int
+    network_rate: float
+    hidden: int
+    dense: bool
+    shared_residuals: bool
+
+    @property
+    def variables(self) -> tuple[int, int]:
+        """Numbers of coordinates of x and z."""
 
 
 class GradientMethod:
@@ -25,14 +40,14 @@ class GradientMethod:
     Parameters
     ----------
     config : Config
-        Of one cell.
+        Settings, of one cell.
     seeds : sequence of int
         The seeds of the run.
     device : torch.device
         That of the samples.
     """
 
-    def __init__(self, config: Config, seeds: Sequence[int], device: torch.device) -> None:
+    def __init__(self, config: MethodConfig, seeds: Sequence[int], device: torch.device) -> None:
         self.config, self.seeds, self.device = config, seeds, device
 
     def learn(self, draw: Callable[[], Draw]) -> None:
@@ -55,7 +70,11 @@ class ScoreMethod(GradientMethod):
     """
 
     def __init__(
-        self, make: Callable[[], ScoreEstimator | None], config: Config, seeds: Sequence[int], device: torch.device
+        self,
+        make: Callable[[], ScoreEstimator | None],
+        config: MethodConfig,
+        seeds: Sequence[int],
+        device: torch.device,
     ) -> None:
         super().__init__(config, seeds, device)
         self.estimator = make()
@@ -77,7 +96,7 @@ class MemoryMethod(GradientMethod):
     """
 
     def __init__(
-        self, make: Callable[[], ScoreEstimator], config: Config, seeds: Sequence[int], device: torch.device
+        self, make: Callable[[], ScoreEstimator], config: MethodConfig, seeds: Sequence[int], device: torch.device
     ) -> None:
         super().__init__(config, seeds, device)
         self.estimators = [make() for _ in seeds]
@@ -98,13 +117,12 @@ def streaming() -> ScoreEstimator:
 class TrainedMethod(GradientMethod):
     """Networks that maximise an objective, and an estimate that is differentiated with the networks held fixed."""
 
-    def __init__(self, config: Config, seeds: Sequence[int], device: torch.device) -> None:
+    def __init__(self, config: MethodConfig, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__(config, seeds, device)
-        (dim,) = config.dims
-        self.networks = Stack.build(lambda: self.network(dim), seeds, "networks", device=device)
+        self.networks = Stack.build(lambda: self.network(*config.variables), seeds, "networks", device=device)
         self.optimiser = adam(self.networks.parameters(), config.network_rate)
 
-    def network(self, dim: int) -> nn.Module:
+    def network(self, x_dim: int, z_dim: int) -> nn.Module:
         """Make the network of one seed."""
         raise NotImplementedError
 
@@ -141,11 +159,11 @@ def clip(weights: Sequence[Float[Tensor, "seeds ..."]], largest: float) -> None:
 class CriticMethod(TrainedMethod):
     """A critic, dense or separable, and a bound of its values."""
 
-    def network(self, dim: int) -> nn.Module:
+    def network(self, x_dim: int, z_dim: int) -> nn.Module:
         """A critic of x and z together, or a separable one with 32 features, as in SMILE's code."""
         if self.config.dense:
-            return critics.ConcatenatedCritic(dim, dim, self.config.hidden, nn.SiLU)
-        return critics.SeparableCritic(dim, dim, self.config.hidden, 32, nn.SiLU)
+            return critics.ConcatenatedCritic(x_dim, z_dim, self.config.hidden, nn.SiLU)
+        return critics.SeparableCritic(x_dim, z_dim, self.config.hidden, 32, nn.SiLU)
 
     def values(self, batch: Draw) -> Float[Tensor, "seeds n n"]:
         """CriticMethod values of all pairs."""
@@ -194,10 +212,10 @@ class SmileMethod(CriticMethod):
 class FloMethod(TrainedMethod):
     """FLO with normalised embeddings and a temperature that is learnt."""
 
-    def network(self, dim: int) -> nn.Module:
+    def network(self, x_dim: int, z_dim: int) -> nn.Module:
         """The embeddings, as wide as the hidden layers."""
         hidden = self.config.hidden
-        return critics.FenchelLegendreCritic(dim, dim, hidden, hidden, activation=nn.SiLU)
+        return critics.FenchelLegendreCritic(x_dim, z_dim, hidden, hidden, activation=nn.SiLU)
 
     def objective(self, batch: Draw) -> Float[Tensor, "seeds"]:
         """The bound."""
@@ -207,9 +225,9 @@ class FloMethod(TrainedMethod):
 class ClubMethod(TrainedMethod):
     """The sampled CLUB: a Gaussian q(z | x) with a diagonal covariance, fitted by maximum likelihood."""
 
-    def network(self, dim: int) -> nn.Module:
+    def network(self, x_dim: int, z_dim: int) -> nn.Module:
         """Means and log-variances."""
-        return critics.GaussianConditional(dim, dim, self.config.hidden, layers=2, activation=nn.SiLU)
+        return critics.GaussianConditional(x_dim, z_dim, self.config.hidden, layers=2, activation=nn.SiLU)
 
     def objective(self, batch: Draw) -> Float[Tensor, "seeds"]:
         """Mean log-likelihood."""
@@ -224,9 +242,9 @@ class ClubMethod(TrainedMethod):
 class KnifeMethod(TrainedMethod):
     """KNIFE: mixtures of eight Gaussians for q(z) and q(z | x), fitted by maximum likelihood."""
 
-    def network(self, dim: int) -> nn.Module:
+    def network(self, x_dim: int, z_dim: int) -> nn.Module:
         """Both densities."""
-        return critics.MixtureDensities(dim, dim, 8, self.config.hidden, activation=nn.SiLU)
+        return critics.MixtureDensities(x_dim, z_dim, 8, self.config.hidden, activation=nn.SiLU)
 
     def objective(self, batch: Draw) -> Float[Tensor, "seeds"]:
         """Sum of the mean log-likelihoods."""
@@ -241,13 +259,13 @@ class KnifeMethod(TrainedMethod):
 class SpreadMethod(TrainedMethod):
     """Spread information: the log ratio of a classifier that is told the noise level, with noise on z alone."""
 
-    def __init__(self, config: Config, seeds: Sequence[int], device: torch.device) -> None:
+    def __init__(self, config: MethodConfig, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__(config, seeds, device)
         self.random = Streams(seeds, "spread", device=device)
 
-    def network(self, dim: int) -> nn.Module:
+    def network(self, x_dim: int, z_dim: int) -> nn.Module:
         """The classifier of x, noisy z and the logarithm of the noise level."""
-        return RatioNetwork(2 * dim + 1, self.config.hidden)
+        return RatioNetwork(x_dim + z_dim + 1, self.config.hidden)
 
     def objective(self, batch: Draw) -> Float[Tensor, "seeds"]:
         """Log-likelihood of the classes."""
@@ -266,7 +284,7 @@ class SpreadMethod(TrainedMethod):
         return log_scale, log_scale.exp() * self.random.normal(*z.shape[1:])
 
 
-METHODS: Mapping[str, Callable[[Config, Sequence[int], torch.device], GradientMethod]] = {
+METHODS: Mapping[str, Callable[[MethodConfig, Sequence[int], torch.device], GradientMethod]] = {
     "streaming": partial(MemoryMethod, streaming),
     "adaptive": partial(ScoreMethod, lambda: None),
     "ssge": partial(ScoreMethod, SSGE),  # the paper's
