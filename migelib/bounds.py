@@ -223,6 +223,83 @@ def club(log_conditional: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"
     return _joint_mean(log_conditional, "log_conditional") - log_conditional.mean((-2, -1))
 
 
+def flo(critic: Float[Tensor, "*batch n n"], u: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    r"""FLO bound, :math:`1 - \frac1n \sum_i [u_i + \frac1{n - 1} \sum_{j \ne i} e^{T_{ij} - T_{ii} - u_i}]`.
+
+    The Fenchel-Legendre lower bound of Guo et al. [NeurIPS 2022, arXiv:2107.01131]: InfoNCE with its logarithm replaced
+    by a tangent, at a point that is learnt. At its maximum T is the logarithm of the density ratio, up to a function of
+    x, and :math:`u(x, z) = -\ln p(x, z) / p(x) p(z)`. Not limited to :math:`\ln n`, at the price of the exponential's
+    variance. `FenchelLegendreCritic` makes both arguments.
+
+    Parameters
+    ----------
+    critic : Tensor [*batch, n, n]
+        Critic values, joint pairs on the diagonal, n >= 2.
+    u : Tensor [*batch, n]
+        Values of u at the joint pairs.
+
+    Returns
+    -------
+    Tensor [*batch]
+        The bound, in nats.
+
+    Raises
+    ------
+    ValueError
+        If `critic` is not a stack of square matrices of at least two rows, or `u` has not one value a row.
+
+    Examples
+    --------
+    >>> round(float(flo(torch.zeros(4, 4), torch.zeros(4))), 6)
+    0.0
+    """
+    _joint_mean(critic)
+    if u.shape != critic.shape[:-1]:
+        raise ValueError(
+            f"u: expected one value a row of critic, shape {tuple(critic.shape[:-1])}, got {tuple(u.shape)}"
+        )
+    n = critic.shape[-1]
+    diagonal = torch.eye(n, dtype=torch.bool, device=critic.device)
+    others = critic.masked_fill(diagonal, -torch.inf).logsumexp(-1) - math.log(n - 1)
+    return 1 - (u + torch.exp(others - critic.diagonal(dim1=-2, dim2=-1) - u)).mean(-1)
+
+
+def knife(
+    log_conditional: Float[Tensor, "*batch n"], log_marginal: Float[Tensor, "*batch n"]
+) -> Float[Tensor, "*batch"]:
+    r"""KNIFE, :math:`\frac1n \sum_i [\ln q(z_i | x_i) - \ln q(z_i)]`: the difference of two fitted entropies.
+
+    Neither an upper nor a lower bound: each term bounds an entropy from above [Pichler et al., ICML 2022, sec. 3]. Both
+    densities, such as `MixtureDensities`, are fitted by maximum likelihood.
+
+    Parameters
+    ----------
+    log_conditional, log_marginal : Tensor [*batch, n]
+        :math:`\ln q(z_i | x_i)` and :math:`\ln q(z_i)`.
+
+    Returns
+    -------
+    Tensor [*batch]
+        The estimate, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> float(knife(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -3.0])))
+    1.5
+    """
+    if log_conditional.shape != log_marginal.shape:
+        raise ValueError(
+            f"log_marginal: expected the shape of log_conditional, {tuple(log_conditional.shape)}, "
+            f"got {tuple(log_marginal.shape)}"
+        )
+    return (log_conditional - log_marginal).mean(-1)
+
+
 def _joint_mean(critic: Float[Tensor, "*batch n n"], name: str = "critic") -> Float[Tensor, "*batch"]:
     if critic.ndim < 2 or critic.shape[-1] != critic.shape[-2] or critic.shape[-1] < 2:
         raise ValueError(f"{name}: expected shape [*batch, n, n] with n >= 2, got shape {tuple(critic.shape)}")

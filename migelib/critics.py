@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from .validation import check_positive
 
 
-def mlp(sizes: list[int]) -> nn.Sequential:
-    """Fully connected network with ReLU between its layers; `sizes` lists all widths, input and output included."""
+def mlp(sizes: list[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Fully connected network with an activation between its layers; `sizes` lists all widths, input to output."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -34,12 +34,16 @@ class SeparableCritic(nn.Module):
         Width of the two hidden layers of f and g.
     embedding : int
         Size of f(x) and g(z). The defaults are those of the MIGE paper's code.
+    activation : type
+        Of the hidden layers.
     """
 
-    def __init__(self, x_dim: int, z_dim: int, hidden: int = 512, embedding: int = 20) -> None:
+    def __init__(
+        self, x_dim: int, z_dim: int, hidden: int = 512, embedding: int = 20, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__()
-        self.f = mlp([x_dim, hidden, hidden, embedding])
-        self.g = mlp([z_dim, hidden, hidden, embedding])
+        self.f = mlp([x_dim, hidden, hidden, embedding], activation)
+        self.g = mlp([z_dim, hidden, hidden, embedding], activation)
 
     def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
         """Matrix of all critic values, :math:`T(x_i, z_j)` at (i, j)."""
@@ -55,14 +59,16 @@ class ConcatenatedCritic(nn.Module):
         Numbers of coordinates of x and z.
     hidden : int
         Width of the two hidden layers.
+    activation : type
+        Of the hidden layers.
     """
 
-    def __init__(self, x_dim: int, z_dim: int, hidden: int = 256) -> None:
+    def __init__(self, x_dim: int, z_dim: int, hidden: int = 256, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         # A linear layer of [x, z] is the sum of one of x and one of z: the first layer is evaluated 2 n times, not n^2.
         self.from_x = nn.Linear(x_dim, hidden)
         self.from_z = nn.Linear(z_dim, hidden, bias=False)
-        self.rest = nn.Sequential(nn.ReLU(), mlp([hidden, hidden, 1]))
+        self.rest = nn.Sequential(activation(), mlp([hidden, hidden, 1], activation))
 
     def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
         """Matrix of all critic values, :math:`T(x_i, z_j)` at (i, j)."""
@@ -80,9 +86,13 @@ class GaussianConditional(nn.Module):
     x_dim, z_dim : int
         Numbers of coordinates of x and z.
     hidden : int
-        Width of the one hidden layer of each network.
+        Width of the hidden layers of each network.
     log_variance_range : float
         Largest absolute value of the log-variance, > 0.
+    layers : int
+        Number of hidden layers of each network.
+    activation : type
+        Of the hidden layers.
 
     Raises
     ------
@@ -90,11 +100,19 @@ class GaussianConditional(nn.Module):
         If `log_variance_range` is not positive.
     """
 
-    def __init__(self, x_dim: int, z_dim: int, hidden: int = 256, log_variance_range: float = 5.0) -> None:
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        hidden: int = 256,
+        log_variance_range: float = 5.0,
+        layers: int = 1,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
         check_positive(log_variance_range, "log_variance_range")
-        self.mean = mlp([x_dim, hidden, z_dim])
-        self.log_variance = mlp([x_dim, hidden, z_dim])
+        self.mean = mlp([x_dim, *layers * [hidden], z_dim], activation)
+        self.log_variance = mlp([x_dim, *layers * [hidden], z_dim], activation)
         self.log_variance_range = log_variance_range
 
     def forward(self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]) -> Float[Tensor, "n n"]:
@@ -117,3 +135,129 @@ class GaussianConditional(nn.Module):
     def _moments(self, x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n q"]]:
         log_variance = self.log_variance_range * torch.tanh(self.log_variance(x) / self.log_variance_range)
         return self.mean(x), log_variance
+
+
+class FenchelLegendreCritic(nn.Module):
+    r"""Critic :math:`f(x)^\top g(z) / \tau` of normalised embeddings, with :math:`u(x, z)`, for `flo`.
+
+    The bilinear form of Guo et al. [NeurIPS 2022], as in their code: u is a network of both embeddings, and the
+    temperature, which starts at 1, is learnt; here by its logarithm, so that it stays positive.
+
+    Parameters
+    ----------
+    x_dim, z_dim : int
+        Numbers of coordinates of x and z.
+    hidden : int
+        Width of the two hidden layers of f and g.
+    embedding : int
+        Size of f(x) and g(z).
+    head : int
+        Width of the one hidden layer of u.
+    activation : type
+        Of the hidden layers.
+
+    Examples
+    --------
+    >>> critic, u = FenchelLegendreCritic(3, 2)(torch.randn(5, 3), torch.randn(5, 2))
+    >>> critic.shape, u.shape
+    (torch.Size([5, 5]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        hidden: int = 512,
+        embedding: int = 512,
+        head: int = 128,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.f = mlp([x_dim, hidden, hidden, embedding], activation)
+        self.g = mlp([z_dim, hidden, hidden, embedding], activation)
+        self.u = mlp([2 * embedding, head, 1], activation)
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]
+    ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n"]]:
+        """Matrix of all critic values, :math:`T(x_i, z_j)` at (i, j), and u of the joint pairs."""
+        f, g = nn.functional.normalize(self.f(x), dim=-1), nn.functional.normalize(self.g(z), dim=-1)
+        return torch.exp(-self.log_temperature) * (f @ g.mT), self.u(torch.cat([f, g], dim=-1)).squeeze(-1)
+
+
+class MixtureDensities(nn.Module):
+    r"""Densities :math:`q(z)` and :math:`q(z | x)`, each a mixture of K Gaussians with full covariances, for `knife`.
+
+    KNIFE [Pichler et al., ICML 2022, sec. 3]: the weights, means and inverse Cholesky factors of the first are
+    parameters, those of the second the outputs of a network. A factor is a unit lower triangular matrix times a
+    diagonal one, whose logarithm goes through a tanh, so that it lies in (-1, 1) times `log_scale_range`.
+
+    Parameters
+    ----------
+    x_dim, z_dim : int
+        Numbers of coordinates of x and z; the network has :math:`K (1 + 2 q + q^2)` outputs.
+    components : int
+        K.
+    hidden : int
+        Width of the two hidden layers.
+    log_scale_range : float
+        Largest absolute value of the logarithm of an inverse scale, > 0.
+    activation : type
+        Of the hidden layers.
+
+    Raises
+    ------
+    ValueError
+        If `log_scale_range` is not positive.
+
+    Examples
+    --------
+    >>> log_conditional, log_marginal = MixtureDensities(3, 2)(torch.randn(5, 3), torch.randn(5, 2))
+    >>> log_conditional.shape, log_marginal.shape
+    (torch.Size([5]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        components: int = 8,
+        hidden: int = 256,
+        log_scale_range: float = 5.0,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        check_positive(log_scale_range, "log_scale_range")
+        self.z_dim, self.components, self.log_scale_range = z_dim, components, log_scale_range
+        size = components * (1 + 2 * z_dim + z_dim**2)
+        self.marginal = nn.Parameter(0.01 * torch.randn(size))  # their code's spread; equal components would stay equal
+        self.conditional = mlp([x_dim, hidden, hidden, size], activation)
+
+    def forward(
+        self, x: Float[Tensor, "n p"], z: Float[Tensor, "n q"]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+        r""":math:`\ln q(z_i | x_i)` and :math:`\ln q(z_i)` of the joint pairs: the sum is maximised to fit them."""
+        weight, mean, log_scale, lower = self._parts(self.conditional(x))
+        scaled = log_scale.exp() * (z[:, None] - mean)
+        conditional = self._log_prob(weight, log_scale, scaled + (lower @ scaled[..., None]).squeeze(-1))
+        weight, mean, log_scale, lower = self._parts(self.marginal)
+        scaled = log_scale.exp() * (z[:, None] - mean)
+        white = scaled + (scaled.transpose(0, 1) @ lower.mT).transpose(0, 1)  # one product a component
+        return conditional, self._log_prob(weight, log_scale, white)
+
+    def _parts(self, values: Float[Tensor, "*n s"]) -> list[Tensor]:
+        """Log-weights [*n, K], means [*n, K, q], logarithms of inverse scales [*n, K, q], lower parts [*n, K, q, q]."""
+        k, q = self.components, self.z_dim
+        weight, mean, log_scale, lower = values.split([k, k * q, k * q, k * q * q], dim=-1)
+        log_scale = self.log_scale_range * torch.tanh(log_scale / self.log_scale_range)
+        return [
+            weight.log_softmax(-1),
+            mean.unflatten(-1, (k, q)),
+            log_scale.unflatten(-1, (k, q)),
+            lower.unflatten(-1, (k, q, q)).tril(-1),
+        ]
+
+    def _log_prob(self, weight: Tensor, log_scale: Tensor, white: Float[Tensor, "n k q"]) -> Float[Tensor, "n"]:
+        logs = weight + log_scale.sum(-1) - white.square().sum(-1) / 2
+        return logs.logsumexp(-1) - self.z_dim / 2 * math.log(2 * math.pi)

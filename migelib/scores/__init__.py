@@ -11,6 +11,7 @@ from .kde import KDE, DensityScore
 from .kernel import KernelScore, Landweber, NuMethod, Stein, SteinScore, Tikhonov
 from .mixtures import EllipticalMixture
 from .neural import DenoisingNetwork, DenoisingScore, DenoisingState, NeuralScore
+from .ratio import GaussianRatioScore, RatioScore, RatioState
 from .ssge import SSGE, SpectralScore
 from .streaming import Streaming, StreamingScore
 
@@ -21,6 +22,7 @@ ESTIMATORS: dict[str, type[ScoreEstimator]] = {
     "kde": KDE,
     "landweber": Landweber,
     "numethod": NuMethod,
+    "ratio": RatioScore,
     "ssge": SSGE,
     "stein": Stein,
     "tikhonov": Tikhonov,
@@ -66,6 +68,7 @@ __all__ = [
     "DenoisingState",
     "DensityScore",
     "EllipticalMixture",
+    "GaussianRatioScore",
     "GaussianScore",
     "KernelScore",
     "Landweber",
@@ -73,6 +76,8 @@ __all__ = [
     "NoDensityWarning",
     "NuMethod",
     "PairScoreEstimator",
+    "RatioScore",
+    "RatioState",
     "Residual",
     "ScoreEstimator",
     "ScoreFunction",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -60,13 +62,30 @@ class DenoisingState:
     The caller owns it and passes it in, so nothing is kept out of sight; use one state for each quantity estimated.
     """
 
-    networks: dict[tuple, tuple[DenoisingNetwork, torch.optim.Optimizer]] = field(default_factory=dict)
+    networks: dict[tuple, tuple[nn.Module, torch.optim.Optimizer]] = field(default_factory=dict)
     generator: torch.Generator | None = None
     parts: dict[str, DenoisingState] = field(default_factory=dict)
 
     def part(self, role: str) -> DenoisingState:
         """The state of one of several scores or informations that a measure is the sum of."""
-        return self.parts.setdefault(role, DenoisingState())
+        return self.parts.setdefault(role, type(self)())
+
+    def seeded(self, seed: int) -> DenoisingState:
+        """The state itself, with a generator, of this seed where it had none."""
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(seed)
+        return self
+
+    def network(
+        self, key: tuple, build: Callable[[], nn.Module], seed: int, learning_rate: float
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network of that key and its Adam, made where there is none, with weights of the seed."""
+        if key not in self.networks:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                network = build()
+            self.networks[key] = network, torch.optim.Adam(network.parameters(), lr=learning_rate)
+        return self.networks[key]
 
 
 @dataclass(frozen=True)
@@ -169,42 +188,29 @@ class DenoisingScore:
         return self if self.state is None else replace(self, state=self.state.part(role))
 
     def _state(self) -> DenoisingState:
-        return DenoisingState() if self.state is None else self.state
+        return (DenoisingState() if self.state is None else self.state).seeded(self.seed)
 
     def _fit(self, samples: Tensor, state: DenoisingState, role: str) -> NeuralScore:
         check_samples(samples)
         check_spread(samples)
-        settle_checks()  # before a state is trained
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise RuntimeError(
-                "DenoisingScore: expected no transform of torch.func around it, where networks cannot be trained; "
-                "differentiate by torch.autograd, in reverse mode or by forward_ad, or use another estimator"
-            )
-        with outside_inference_mode(), torch.enable_grad():
+        with training("DenoisingScore"):
             return self._trained(samples.detach().clone(), state, role)
 
     def _trained(self, samples: Tensor, state: DenoisingState, role: str) -> NeuralScore:
-        if state.generator is None:
-            state.generator = torch.Generator().manual_seed(self.seed)
-        first = samples[..., :1, :]  # what is left of a coordinate without spread is zero, not rounding
-        centred = samples - first
-        mean = first + centred.mean(-2, keepdim=True)
-        units = power_of_two(half_extent(samples))  # the square itself may be out of range
-        scale = ((centred - centred.mean(-2, keepdim=True)) / units).square().mean(-2, keepdim=True).sqrt()
-        scale = torch.where(scale > 0, scale * units, torch.ones_like(scale))
+        white, mean, scale = standardised(samples)
         n, dim = samples.shape[-2:]
-        entries = ((samples - mean) / scale).reshape(-1, n, dim)
+        entries = white.reshape(-1, n, dim)
         trained = [self._train(entry, state, (role, dim, index)) for index, entry in enumerate(entries)]
         return NeuralScore(mean, scale, tuple(trained))
 
     def _train(self, samples: Tensor, state: DenoisingState, key: tuple) -> DenoisingNetwork:
         n, dim = samples.shape
-        if key not in state.networks:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                network = DenoisingNetwork(dim, self.hidden, self.blocks).to(samples)
-            state.networks[key] = network, torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        network, optimiser = state.networks[key]
+        network, optimiser = state.network(
+            key,
+            lambda: DenoisingNetwork(dim, self.hidden, self.blocks).to(samples),
+            self.seed,
+            self.learning_rate,
+        )
         size = min(n, self.batch)
         for _ in range(self.steps):
             rows = torch.randperm(n, generator=state.generator)[:size].to(samples.device)
@@ -243,3 +249,29 @@ class NeuralScore:
         zero = torch.zeros_like(white[0, :, :1])
         values = torch.stack([network(entry, zero) for network, entry in zip(self.networks, white, strict=True)])
         return values.reshape(points.shape) / self.scale
+
+
+@contextmanager
+def training(estimator: str) -> Iterator[None]:
+    """Where the networks of an estimator of that name are trained, after the checks of what they are trained on."""
+    settle_checks()  # before a state is trained
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{estimator}: expected no transform of torch.func around it, where networks cannot be trained; "
+            "differentiate by torch.autograd, in reverse mode or by forward_ad, or use another estimator"
+        )
+    with outside_inference_mode(), torch.enable_grad():
+        yield
+
+
+def standardised(
+    samples: Float[Tensor, "*batch n d"],
+) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch 1 d"], Float[Tensor, "*batch 1 d"]]:
+    """Samples of mean zero and variance one a coordinate, and mean and scale; a constant coordinate has scale one."""
+    first = samples[..., :1, :]  # what is left of a coordinate without spread is zero, not rounding
+    centred = samples - first
+    mean = first + centred.mean(-2, keepdim=True)
+    units = power_of_two(half_extent(samples))  # the square itself may be out of range
+    scale = ((centred - centred.mean(-2, keepdim=True)) / units).square().mean(-2, keepdim=True).sqrt()
+    scale = torch.where(scale > 0, scale * units, torch.ones_like(scale))
+    return (samples - mean) / scale, mean, scale

@@ -71,6 +71,40 @@ def test_club(critic):
     assert float(bounds.club(critic)) == pytest.approx(total / n**2, rel=1e-12)
 
 
+def test_flo(critic):
+    n = len(critic)
+    u = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    total = 0.0
+    for i in range(n):
+        others = sum(math.exp(critic[i, j] - critic[i, i] - u[i]) for j in range(n) if j != i)
+        total += float(u[i]) + others / (n - 1)
+    assert float(bounds.flo(critic, u)) == pytest.approx(1 - total / n, rel=1e-12)
+    stacked = bounds.flo(torch.stack([critic, 2 * critic]), torch.stack([u, -u]))
+    torch.testing.assert_close(stacked, torch.stack([bounds.flo(critic, u), bounds.flo(2 * critic, -u)]))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 7), ()])
+def test_flo_rejects_other_shapes_of_u(critic, shape):
+    with pytest.raises(ValueError, match="u: expected one value a row"):
+        bounds.flo(critic, torch.zeros(shape))
+
+
+def test_flo_at_the_true_ratio_and_its_best_u():
+    task, _, _, critic = true_critic()
+    u = -critic.diagonal()
+    value = bounds.flo(critic, u)
+    assert float(value) == pytest.approx(float(task.mutual_information()), abs=0.05)
+    assert all(bounds.flo(critic, u + shift) < value for shift in (-0.3, 0.3))
+
+
+def test_knife(critic):
+    conditional, marginal = critic[0], critic[1]
+    expected = sum(float(a) - float(b) for a, b in zip(conditional, marginal, strict=True)) / len(critic)
+    assert float(bounds.knife(conditional, marginal)) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="log_marginal: expected the shape"):
+        bounds.knife(conditional, marginal[:3])
+
+
 ALL = [bounds.donsker_varadhan, bounds.nwj, bounds.infonce, bounds.jsd, bounds.smile, bounds.club]
 
 
@@ -155,3 +189,74 @@ def test_gaussian_conditional_is_a_density():
             normal = torch.distributions.Normal(mean[i], (log_variance[i] / 2).exp())
             assert torch.allclose(normal.log_prob(z[j]).sum(), matrix[i, j])
     assert torch.allclose(conditional.log_prob(x, z), matrix.diagonal())
+
+
+@pytest.mark.parametrize("kind", [critics.SeparableCritic, critics.ConcatenatedCritic, critics.GaussianConditional])
+def test_activation_is_that_of_all_hidden_layers(kind):
+    network = kind(3, 2, hidden=8, activation=torch.nn.SiLU)
+    found = {type(part) for part in network.modules()}
+    assert torch.nn.SiLU in found
+    assert torch.nn.ReLU not in found
+
+
+def test_gaussian_conditional_has_the_layers_asked_for():
+    network = critics.GaussianConditional(3, 2, hidden=8, layers=2)
+    assert [layer.out_features for layer in network.mean if isinstance(layer, torch.nn.Linear)] == [8, 8, 2]
+
+
+def test_fenchel_legendre_critic_is_bounded_by_its_temperature():
+    torch.manual_seed(0)
+    network = critics.FenchelLegendreCritic(3, 2, hidden=8, embedding=4, head=5).double()
+    x, z = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    with torch.no_grad():
+        network.log_temperature.fill_(math.log(0.5))
+    values, u = network(x, z)
+    f, g = network.f(x), network.g(z)
+    for i in range(6):
+        both = torch.cat([f[i] / f[i].norm(), g[i] / g[i].norm()])
+        assert torch.allclose(network.u(both)[0], u[i])
+        for j in range(6):
+            assert torch.allclose(f[i] @ g[j] / (f[i].norm() * g[j].norm()) / 0.5, values[i, j])
+
+
+def mixture(parts):
+    """The mixture of torch.distributions of `MixtureDensities._parts`, for one sample."""
+    log_weight, mean, log_scale, lower = parts
+    factor = (lower + torch.eye(mean.shape[-1], dtype=mean.dtype)) @ torch.diag_embed(log_scale.exp())
+    components = torch.distributions.MultivariateNormal(mean, precision_matrix=factor.mT @ factor)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=log_weight), components)
+
+
+def test_mixture_densities_are_densities():
+    torch.manual_seed(0)
+    network = critics.MixtureDensities(3, 2, components=4, hidden=8).double()
+    with torch.no_grad():
+        network.marginal.normal_()
+        for weight in network.conditional.parameters():
+            weight.mul_(3)
+    x, z = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    conditional, marginal = network(x, z)
+    torch.testing.assert_close(marginal, mixture(network._parts(network.marginal)).log_prob(z))
+    for i in range(6):
+        expected = mixture(network._parts(network.conditional(x[i]))).log_prob(z[i])
+        torch.testing.assert_close(conditional[i], expected)
+
+
+def test_mixture_densities_learn_an_information():
+    torch.manual_seed(0)
+    task, generator = CorrelatedGaussian(1, torch.tensor(0.8)), torch.Generator().manual_seed(0)
+    network = critics.MixtureDensities(1, 1, components=2, hidden=16)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(300):
+        conditional, marginal = network(*task.sample(256, generator))
+        optimiser.zero_grad()
+        (-conditional - marginal).mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        value = bounds.knife(*network(*task.sample(4000, generator)))
+    assert float(value) == pytest.approx(float(task.mutual_information()), abs=0.05)
+
+
+def test_mixture_densities_reject_a_range():
+    with pytest.raises(ValueError, match="log_scale_range"):
+        critics.MixtureDensities(2, 2, log_scale_range=0.0)

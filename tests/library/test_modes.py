@@ -12,6 +12,7 @@ from migelib import (
     GaussianScore,
     Landweber,
     NuMethod,
+    RatioScore,
     Stein,
     Tikhonov,
     codes,
@@ -61,6 +62,7 @@ ESTIMATORS = {
     "kde": KDE(),
     "gaussian": GaussianScore(),
     "denoising": DenoisingScore(steps=2),
+    "ratio": RatioScore(steps=2),
     "residual": Residual(GaussianScore(), SSGE(shrinkage=True)),
     "whitened": Transformed(Whitening(), SSGE()),
     "gaussianised": Transformed(Gaussianise(), SSGE()),
@@ -132,8 +134,9 @@ def test_transforms_under_which_no_score_can_be_fitted_raise():
 
     with pytest.raises(RuntimeError, match="vmap"):
         torch.func.vmap(torch.func.grad(entropy))(HERE.expand(2))
-    with pytest.raises(RuntimeError, match=r"DenoisingScore.*torch\.func.*torch\.autograd"):
-        torch.func.grad(lambda a: entropy_surrogate(samples(a), DenoisingScore(steps=1)))(HERE)
+    for trained in (DenoisingScore(steps=1), RatioScore(steps=1)):
+        with pytest.raises(RuntimeError, match=rf"{type(trained).__name__}.*torch\.func.*torch\.autograd"):
+            torch.func.grad(lambda a, e=trained: entropy_surrogate(samples(a), e))(HERE)
 
 
 # Each compilation takes a second: every estimator with one backend, every measure with the other.

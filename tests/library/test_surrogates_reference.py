@@ -12,6 +12,7 @@ from migelib import (
     DenoisingScore,
     GaussianScore,
     NoGradientWarning,
+    RatioScore,
     codes,
     conditional_entropy_surrogate,
     conditional_mutual_information_surrogate,
@@ -68,6 +69,7 @@ ESTIMATORS = {
     "ssge": SSGE(),
     "adaptive": Adaptive(),
     "denoising": DenoisingScore(steps=2),
+    "ratio": RatioScore(steps=2),
 }
 
 
