@@ -61,6 +61,22 @@ def test_divergence():
     torch.testing.assert_close(drawn.divergence(u, coefficients), torch.einsum("dnd->n", jacobian))
 
 
+def test_held_out_loss_is_that_of_a_fit_without_each_sample():
+    u, base = points(2, 12, 2), points(2, 12, 2, seed=1)
+    drawn = Features.draw(2, 9, torch.tensor([1.3, 0.7], dtype=torch.float64))
+    expected = torch.zeros(2, dtype=torch.float64)
+    for i in range(12):
+        others = torch.arange(12) != i
+        # The same sum of squares and the same ridge times 12: 11 / 12 of the means, ridge as it is.
+        means = [11 / 12 * part for part in drawn.statistics(u[:, others], base[:, others])]
+        coefficients = solve(*means, 0.1)
+        left = u[:, i : i + 1]
+        residual = drawn.score(left, coefficients)[:, 0]
+        loss = residual.square().sum(-1) / 2 + (residual * base[:, i]).sum(-1)
+        expected += (loss + drawn.divergence(left, coefficients)[:, 0]) / 12
+    torch.testing.assert_close(drawn.held_out(u, base, 0.1), expected)
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
