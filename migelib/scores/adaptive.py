@@ -15,6 +15,7 @@ from ..kernels import median_distance
 from ..transforms import Gaussianise
 from ..validation import check_count, check_pair, check_points, check_samples, check_spread, fused_checks
 from .base import ScoreFunction
+from .features import Features, FeatureScore, solve
 from .guards import (
     HAS_ATOMS,
     IS_DEPENDENT,
@@ -30,6 +31,8 @@ from .guards import (
 )
 from .kernel import Tikhonov
 from .mixtures import (
+    DEFECT,
+    FINAL_PRIOR,
     EllipticalMixture,
     WideGaussian,
     cluster_features,
@@ -37,16 +40,22 @@ from .mixtures import (
     fit_gaussian,
     fit_mixture,
     fit_student,
+    gaussian_defect,
     k_means,
     mixture_penalty,
     pad,
+    refined,
 )
-from .ssge import SSGE, SpectralScore
+from .ssge import SSGE
 
-# These are measured, not derived.
-FUNCTIONS = 10  # samples for each function of a residual that a single component does not call for
+# These are measured, not derived, on tasks that are not of `tasks.PAIRS`.
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
-DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms; on ReLU codes, not on `tasks.PAIRS`
+DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms
+RESIDUAL = 0.1  # ridge times n of the residual of a pair's scores
+RESIDUALS = (0.1, 1.0, 10.0)  # those that a single score chooses from
+FEW = 1024  # samples that choices are made on, and that a kernel's n x n matrices are built for
+REFITS = 5  # steps of expectation-maximisation on all of many samples
+FEATURES = (256, 512)  # of a residual: so many, and with many samples n / 8 up to so many
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,19 @@ class _Candidate:
         model = EllipticalMixture(*(pick(getattr(self.model, n), getattr(other.model, n)) for n in names))
         parts = ("value", "choice", "u", "slope")
         return _Candidate(*(pick(getattr(self, n), getattr(other, n)) for n in parts), model)
+
+    def refitted(self, joint: list[_Coordinates]) -> _Candidate:
+        """The choice made on few samples, fitted to all of them."""
+        u, slope = joint[0].u, joint[0].slope
+        for index, candidate in enumerate(joint[1:], 1):
+            use = (self.choice == index)[..., None, None]
+            u, slope = torch.where(use, candidate.u, u), torch.where(use, candidate.slope, slope)
+        used = torch.isfinite(self.model.log_weights).flatten(0, -2).any(0).nonzero()[:, 0]
+        model = self.model.of(used)
+        prior = FINAL_PRIOR * (u.shape[-1] + 1) if len(used) > 1 else 0.0
+        for _ in range(REFITS if len(used) > 1 or not bool(torch.isinf(model.df).all()) else 1):
+            model = refined(model, u, prior)
+        return replace(self, u=u, slope=slope, model=model)
 
 
 @dataclass(frozen=True)
@@ -165,16 +187,15 @@ class Adaptive:
         origin = samples[..., :1, :]
         samples = samples - origin  # a coordinate without spread is zero exactly
         reasons[HAS_ATOMS] = atoms = has_atoms(samples)
-        maps = self._maps(samples)
-        choices = [_coordinates(fitted, samples) for fitted in maps]
-        choice, (u, _), model = self._select([(c,) for c in choices])
-        residual = _residual(u, model, _resolved(u, u.shape[-1]))
-        reasons[IS_STEEP] = steep = ~atoms & is_unresolved(samples, choices[1].slope, choice == 1)
+        maps, choices = self._maps(samples)
+        best = self._select([(c,) for c in choices])
+        residual = _residual(best.u, best.model, _resolved(best.u, best.u.shape[-1]))
+        reasons[IS_STEEP] = steep = ~atoms & is_unresolved(samples, choices[-1].slope, best.choice > 0)
         start = torch.zeros_like(samples[..., :1, :])
         plain = AdaptiveScore(
             maps=tuple(maps),
-            choice=choice,
-            model=model,
+            choice=best.choice,
+            model=best.model,
             residual=residual,
             origin=start,
             kept=None,
@@ -232,12 +253,13 @@ class Adaptive:
                 why[IS_NOISE_FREE] = where.any(-1)
         guarded = any_reason(reasons, nowhere)
         if not bool(guarded.all()):
-            difference, choice, coordinates = self._density_pair(x, z)
-            for v, mapped, chosen, why, needed in zip(
-                (x, z), coordinates, (choice >= 2, choice % 2 == 1), reasons, wanted, strict=True
-            ):
+            best, coordinates = self._pair_density(x, z)
+            second = len(coordinates[1])
+            chosen = best.choice // second > 0, best.choice % second > 0
+            for v, maps, mapped, why, needed in zip((x, z), coordinates, chosen, reasons, wanted, strict=True):
                 if needed:
-                    why[IS_STEEP] = ~guarded & is_unresolved(v, mapped.slope, chosen)
+                    why[IS_STEEP] = ~guarded & is_unresolved(v, maps[-1].slope, mapped)
+            difference = _difference(best, x.shape[-1], wanted)
             guarded = any_reason(reasons, nowhere)
         else:
             difference = torch.zeros_like(torch.cat([x, z], -1))
@@ -264,40 +286,23 @@ class Adaptive:
             difference[:, ~still] += information + self._fit(rest, {})(rest)
         return difference
 
-    def _density_pair(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[_Coordinates, _Coordinates]]:
-        """Joint minus marginal score of the chosen density, the choice, and both variables' mapped coordinates."""
-        xs = [_coordinates(fitted, x) for fitted in self._maps(x)]
-        zs = [_coordinates(fitted, z) for fitted in self._maps(z)]
-        choice, parts, model = self._select([(a, b) for a in xs for b in zs])
-        split = x.shape[-1]
-        u, slope = parts
-        densities = [
-            (u, model),
-            (u[..., :split], model.marginal(0, split)),
-            (u[..., split:], model.marginal(split, u.shape[-1])),
-        ]
-        scores = [density.score(part) for part, density in densities]
-        resolved = torch.stack([_resolved(part, u.shape[-1]) for part, _ in densities]).all(0)
-        residuals = [_residual(part, density, resolved) for part, density in densities]
-        if residuals[0] is not None:
-            # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; the
-            # residual's functions cost a share k / n of it.
-            use = torch.isfinite(model.log_weights).sum(-1) > 1
-            use = (use | (FUNCTIONS * residuals[0].n_eigen <= u.shape[-2]))[..., None, None]
-            scores = [
-                score + torch.where(use, residual(part), 0)
-                for score, residual, (part, _) in zip(scores, residuals, densities, strict=True)
-            ]
-        joint, marginal_x, marginal_z = scores
-        difference = (joint - torch.cat([marginal_x, marginal_z], -1)) * slope
-        return difference, choice, (xs[1], zs[1])
+    def _pair_density(self, x: Tensor, z: Tensor) -> tuple[_Candidate, tuple[list[_Coordinates], list[_Coordinates]]]:
+        """The joint density, in coordinates of each variable, and what these were chosen from."""
+        xs, zs = (self._maps(v)[1] for v in (x, z))
+        return self._select([(a, b) for a in xs for b in zs]), (xs, zs)
 
-    def _maps(self, samples: Tensor) -> list:
-        return [_Standardise.fit(samples), Gaussianise(self.bandwidth).fit(samples)]
+    def _maps(self, samples: Tensor) -> tuple[list, list[_Coordinates]]:
+        """Candidate maps and coordinates: Gaussianised only in batch entries whose coordinates are not Gaussian."""
+        maps = [_Standardise.fit(samples)]
+        plain = _is_gaussian(_few(samples))
+        if bool(plain.all()):
+            return maps, [_mapped(maps[0], samples)]
+        maps.append(Gaussianise(self.bandwidth).fit(samples))
+        standard, gaussianised = (_mapped(fitted, samples) for fitted in maps)
+        barred = torch.where(plain, -torch.inf, gaussianised.log_slope)
+        return maps, [standard, replace(gaussianised, log_slope=barred)]
 
-    def _select(
-        self, candidates: list[tuple[_Coordinates, ...]]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], EllipticalMixture | WideGaussian]:
+    def _select(self, candidates: list[tuple[_Coordinates, ...]]) -> _Candidate:
         """Coordinates and density of the largest penalised likelihood, for every batch entry."""
         joint = [
             _Coordinates(
@@ -308,6 +313,13 @@ class Adaptive:
         n, dim = joint[0].u.shape[-2:]
         if n <= dim:  # one Gaussian only, and that in the span of the samples
             return _select_wide(joint)
+        best = self._among([replace(c, u=_few(c.u), slope=_few(c.slope)) for c in joint])
+        if n > FEW:
+            best = best.refitted(joint)
+        return best
+
+    def _among(self, joint: list[_Coordinates]) -> _Candidate:
+        n, dim = joint[0].u.shape[-2:]
         gaussians = [fit_gaussian(c.u) for c in joint]
         first, *others = (self._candidate(joint, i, model, 0) for i, model in enumerate(gaussians))
         best = first
@@ -324,7 +336,7 @@ class Adaptive:
             tried = (leading == index) | (index == 0)
             if bool(tried.any()):
                 best = self._or_mixtures(best, joint, index, gauss, tried)
-        return best.choice, (best.u, best.slope), best.model
+        return best
 
     def _candidate(
         self,
@@ -356,7 +368,8 @@ class Adaptive:
         if self.components < 2:
             return best
         floor = gauss.log_density(u).mean(-1)
-        features = cluster_features(u, gauss, self.components)
+        *features, seen = cluster_features(u, gauss, self.components)
+        active = active & seen
         k = 2
         while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
             extra = mixture_penalty(n, dim, k)
@@ -390,7 +403,7 @@ class AdaptiveScore:
         Which map each batch entry chose.
     model : EllipticalMixture or WideGaussian
         The density in its coordinates.
-    residual : SpectralScore or None
+    residual : FeatureScore or None
         Kernel estimate of what its score lacks there.
     origin : Tensor [*batch, 1, d]
         What is subtracted from the points before all else.
@@ -407,7 +420,7 @@ class AdaptiveScore:
     maps: tuple
     choice: Tensor
     model: EllipticalMixture | WideGaussian
-    residual: SpectralScore | None
+    residual: FeatureScore | None
     origin: Tensor
     kept: Tensor | None
     correction: _Correction | None
@@ -417,17 +430,8 @@ class AdaptiveScore:
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.origin.to(self.dtype))
-        points = points.double() - self.origin
-        if self.kept is not None:
-            points = points[..., self.kept]
-        used = [
-            i for i in range(len(self.maps)) if bool((self.choice == i).any())
-        ]  # evaluating a map that no batch entry chose would double the cost
-        u, slope, curvature = self.maps[used[0]].evaluate(points, 2)
-        if len(used) > 1:
-            use = self.choice[..., None, None] == used[1]
-            other = self.maps[used[1]].evaluate(points, 2)
-            u, slope, curvature = (torch.where(use, b, a) for a, b in zip((u, slope, curvature), other, strict=True))
+        points = self._shifted(points)
+        u, slope, curvature = self._mapped(points, 2)
         correction = 0 if self.correction is None else self.correction(points)
         score = self.model.score(u)
         if self.residual is not None:
@@ -437,6 +441,38 @@ class AdaptiveScore:
             score = torch.where(fallback.where[..., None, None], fallback.score(points), score)
         score = score.to(self.dtype)
         return score if self.kept is None else among(score, self.kept, self.origin.shape[-1])
+
+    def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Log of the fitted density at points [*batch, m, d], in nats.
+
+        Without what the kernel residual and the affine correction add to the score, which are no gradients of a
+        density. Coordinates that have no score are left out. NaN in batch entries that a kernel estimator answers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call does.
+        """
+        check_points(points, self.origin.to(self.dtype))
+        u, slope = self._mapped(self._shifted(points), 1)
+        density = self.model.log_density(u) + slope.log().sum(-1)
+        for fallback in self.fallbacks:
+            density = torch.where(fallback.where[..., None], torch.nan, density)
+        return density.to(self.dtype)
+
+    def _shifted(self, points: Tensor) -> Tensor:
+        points = points.double() - self.origin
+        return points if self.kept is None else points[..., self.kept]
+
+    def _mapped(self, points: Tensor, order: int) -> list[Tensor]:
+        """Every batch entry's chosen map and its derivatives; one that no entry chose is not evaluated."""
+        used = [i for i in range(len(self.maps)) if bool((self.choice == i).any())]
+        parts = self.maps[used[0]].evaluate(points, order)
+        if len(used) > 1:
+            use = self.choice[..., None, None] == used[1]
+            others = self.maps[used[1]].evaluate(points, order)
+            parts = [torch.where(use, other, part) for part, other in zip(parts, others, strict=True)]
+        return parts
 
 
 @dataclass(frozen=True)
@@ -483,9 +519,13 @@ class _Kernel:
     def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
         """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
         n, dim = samples.shape[-2:]
-        unit = _distance(samples)
-        estimator = Tikhonov(ridge=DAMPING / (n * dim**2), width=2.0) if atoms else SSGE(width=1.0)
-        return cls(unit, estimator.fit(samples / unit))
+        unit = _distance(_few(samples))
+        samples = samples / unit
+        ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
+        if n > FEW:
+            features = _features(samples, samples.new_full(samples.shape[:-2], 2.0 if atoms else 1.0))
+            return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
+        return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
 
     def __call__(self, points: Tensor) -> Tensor:
         return self.score(points / self.unit) / self.unit
@@ -538,24 +578,82 @@ class _Standardise:
         return parts[: order + 1]
 
 
+def _few(samples: Tensor) -> Tensor:
+    """At most FEW of the samples, the same each time."""
+    n = samples.shape[-2]
+    if n <= FEW:
+        return samples
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:FEW]
+    return samples[..., chosen.to(samples.device), :]
+
+
+def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
+    """Coordinates with spread."""
+    return (samples != samples[..., :1, :]).any(-2, keepdim=True)
+
+
+def _features(u: Tensor, width: Float[Tensor, "*batch"]) -> Features:
+    least, most = FEATURES
+    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), width)
+
+
+def _widths(u: Tensor) -> Float[Tensor, "*batch"]:
+    """Median distance, one where it is zero."""
+    width = median_distance(_few(u))
+    return torch.where(width > 0, width, torch.ones_like(width))
+
+
 def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
-    """Whether a kernel's n eigenfunctions resolve more than the mean and covariance of `dim` coordinates."""
+    """Whether n functions of a kernel resolve more than the mean and covariance of `dim` coordinates."""
     if dim * (dim + 1) > u.shape[-2]:
         return torch.zeros(u.shape[:-2], dtype=torch.bool, device=u.device)
-    return median_distance(u) > 0
+    return median_distance(_few(u)) > 0
 
 
-def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> SpectralScore | None:
-    """What Stein's identity finds missing in the score of a density; zero in batch entries that are not resolved.
-
-    Its coefficients are not shrunk: what they fit of the samples' own noise is what is taken out of the gradient's.
-    """
+def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> FeatureScore | None:
+    """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
     if not bool(resolved.any()):
         return None
-    base, use = model.score(u), resolved[..., None, None]
-    one = u[_indices(resolved)[0]]  # stands in where a kernel would have no width
-    fitted = SSGE(energy=0.999).fit_residual(torch.where(use, u, one), base)
-    return replace(fitted, coefficients=torch.where(use, fitted.coefficients, 0))
+    n, features, base = u.shape[-2], _features(u, _widths(u)), model.score(u)
+    few = _few(u), _few(base)
+    losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
+    least, index = losses.min(0)
+    coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
+    use = (resolved & (least < 0))[..., None, None]
+    return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
+
+
+def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
+    """Joint minus marginal scores of a density of both variables; zero for a variable that is not wanted."""
+    u, model = best.u, best.model
+    n, dim = u.shape[-2:]
+    densities = [
+        (u, model),
+        (u[..., :split], model.marginal(0, split)) if wanted[0] else None,
+        (u[..., split:], model.marginal(split, dim)) if wanted[1] else None,
+    ]
+    densities = [density for density in densities if density is not None]
+    scores = [density.score(part) for part, density in densities]
+    resolved = torch.stack([_resolved(part, dim) for part, _ in densities]).all(0)
+    if bool(resolved.any()):
+        features = [_features(part, _widths(part)) for part, _ in densities]
+        # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
+        # functions the residual adds is to be called for.
+        use = resolved & (torch.isfinite(model.log_weights).sum(-1) > 1)
+        if not bool((use | ~resolved).all()):
+            few = _few(u), _few(scores[0])
+            use = use | resolved & (features[0].held_out(*few, RESIDUAL / few[0].shape[-2]) < 0)
+        # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
+        # gradient's.
+        if bool(use.any()):
+            for index, (part, _) in enumerate(densities):
+                coefficients = solve(*features[index].statistics(part, scores[index]), RESIDUAL / n) * _varies(part)
+                residual = features[index].score(part, coefficients)
+                scores[index] = scores[index] + torch.where(use[..., None, None], residual, 0)
+    parts = list(scores[0].tensor_split([split], -1))
+    left = scores[1:]
+    parts = [part - left.pop(0) if needed else 0 * part for part, needed in zip(parts, wanted, strict=True)]
+    return torch.cat(parts, -1) * best.slope
 
 
 def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
@@ -563,9 +661,217 @@ def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
     return [tuple(int(i) for i in index) for index in mask.nonzero()]
 
 
-def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
+def _is_gaussian(samples: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether no coordinate that varies shows that it is not Gaussian; all of them together, as if independent."""
+    varies = _varies(samples)[..., 0, :]
+    defect = torch.where(varies, gaussian_defect(samples), 0)
+    return defect.sum(-1) < DEFECT * varies.sum(-1).sqrt()
+
+
+def _mapped(self, points: Tensor, order: int) -> list[Tensor]:
+    """Every batch entry's chosen map and its derivatives; one that no entry chose is not evaluated."""
+    used = [i for i in range(len(self.maps)) if bool((self.choice == i).any())]
+    parts = self.maps[used[0]].evaluate(points, order)
+    if len(used) > 1:
+        use = self.choice[..., None, None] == used[1]
+        others = self.maps[used[1]].evaluate(points, order)
+        parts = [torch.where(use, other, part) for part, other in zip(parts, others, strict=True)]
+    return parts
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """Affine function with which a score obeys Stein's identities for affine functions exactly on the samples.
+
+    They are mean(s) = 0 and mean((x - mu) s^T) = -I, so the function is (x - mean) @ matrix + offset; with fewer
+    samples than coordinates the matrix, a Gaussian's precision times low rank, is never built.
+    """
+
+    mean: Tensor
+    matrix: Tensor | None
+    wide: tuple | None
+    offset: Tensor
+
+    @classmethod
+    def fit(cls, samples: Tensor, values: Tensor) -> _Correction:
+        n, dim = samples.shape[-2:]
+        mean = samples.mean(-2, keepdim=True)
+        centred, offset = samples - mean, -values.mean(-2, keepdim=True)
+        if n <= dim:
+            return cls(mean, None, (WideGaussian.fit(samples), centred, values / n), offset)
+        identity = torch.eye(dim, dtype=samples.dtype, device=samples.device)
+        defect = identity + centred.mT @ values / n
+        covariance = fit_gaussian(samples).scales[..., 0, :, :]
+        return cls(mean, -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance)), None, offset)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        if self.wide is None:
+            return (points - self.mean) @ self.matrix + self.offset
+        gauss, centred, values = self.wide
+        score = gauss.score(points)
+        return score + (score @ centred.mT) @ values + self.offset
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Kernel score of samples without a density; its width leaves out the pairs that coincide."""
+
+    unit: Tensor
+    score: ScoreFunction
+
+    @classmethod
+    def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
+        """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
+        n, dim = samples.shape[-2:]
+        unit = _distance(_few(samples))
+        samples = samples / unit
+        ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
+        if n > FEW:
+            features = _features(samples, samples.new_full(samples.shape[:-2], 2.0 if atoms else 1.0))
+            return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
+        return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
+
+    def __call__(self, points: Tensor) -> Tensor:
+        return self.score(points / self.unit) / self.unit
+
+
+@dataclass(frozen=True)
+class _Fallback:
+    """A score for some batch entries only: those with atoms, or those that are steep."""
+
+    where: Bool[Tensor, "*batch"]
+    score: _Kernel
+
+
+def _fallbacks(samples: Tensor, atoms: Bool[Tensor, "*batch"], steep: Bool[Tensor, "*batch"]) -> tuple[_Fallback, ...]:
+    kinds = ((atoms, True), (steep, False))
+    return tuple(_Fallback(where, _Kernel.fit(samples, kind)) for where, kind in kinds if bool(where.any()))
+
+
+def _distance(samples: Tensor) -> Float[Tensor, "*batch 1 1"]:
+    """Median distance of the pairs that do not coincide."""
+    distance = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
+    return torch.where(distance > 0, distance, torch.nan).nanmedian(-1).values[..., None, None]
+
+
+def _kernel_pair(x: Tensor, z: Tensor, atoms: bool) -> Tensor:
+    """Joint minus marginal score by kernels, each variable at the scale of its median distance by root d."""
+    units = [_distance(v) / v.shape[-1] ** 0.5 for v in (x, z)]
+    x, z = x / units[0], z / units[1]
+    joint, x_score, z_score = (_Kernel.fit(v, atoms)(v) for v in (torch.cat([x, z], -1), x, z))
+    difference = joint - torch.cat([x_score, z_score], -1)
+    split = x.shape[-1]
+    return torch.cat([difference[..., :split] / units[0], difference[..., split:] / units[1]], -1)
+
+
+@dataclass(frozen=True)
+class _Standardise:
+    """Every coordinate to mean zero and variance one."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, samples: Tensor) -> _Standardise:
+        mean = samples.mean(-2, keepdim=True)
+        scale = (samples - mean).square().mean(-2, keepdim=True).sqrt()
+        return cls(mean, torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def evaluate(self, points: Tensor, order: int = 2) -> list[Tensor]:
+        parts = [(points - self.mean) / self.scale, (1 / self.scale).expand_as(points), torch.zeros_like(points)]
+        return parts[: order + 1]
+
+
+def _few(samples: Tensor) -> Tensor:
+    """At most FEW of the samples, the same each time."""
+    n = samples.shape[-2]
+    if n <= FEW:
+        return samples
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:FEW]
+    return samples[..., chosen.to(samples.device), :]
+
+
+def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
+    """Coordinates with spread."""
+    return (samples != samples[..., :1, :]).any(-2, keepdim=True)
+
+
+def _features(u: Tensor, width: Float[Tensor, "*batch"]) -> Features:
+    least, most = FEATURES
+    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), width)
+
+
+def _widths(u: Tensor) -> Float[Tensor, "*batch"]:
+    """Median distance, one where it is zero."""
+    width = median_distance(_few(u))
+    return torch.where(width > 0, width, torch.ones_like(width))
+
+
+def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
+    """Whether n functions of a kernel resolve more than the mean and covariance of `dim` coordinates."""
+    if dim * (dim + 1) > u.shape[-2]:
+        return torch.zeros(u.shape[:-2], dtype=torch.bool, device=u.device)
+    return median_distance(_few(u)) > 0
+
+
+def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> FeatureScore | None:
+    """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
+    if not bool(resolved.any()):
+        return None
+    n, features, base = u.shape[-2], _features(u, _widths(u)), model.score(u)
+    few = _few(u), _few(base)
+    losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
+    least, index = losses.min(0)
+    coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
+    use = (resolved & (least < 0))[..., None, None]
+    return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
+
+
+def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
+    """Joint minus marginal scores of a density of both variables; zero for a variable that is not wanted."""
+    u, model = best.u, best.model
+    n, dim = u.shape[-2:]
+    densities = [
+        (u, model),
+        (u[..., :split], model.marginal(0, split)) if wanted[0] else None,
+        (u[..., split:], model.marginal(split, dim)) if wanted[1] else None,
+    ]
+    densities = [density for density in densities if density is not None]
+    scores = [density.score(part) for part, density in densities]
+    resolved = torch.stack([_resolved(part, dim) for part, _ in densities]).all(0)
+    if bool(resolved.any()):
+        features = [_features(part, _widths(part)) for part, _ in densities]
+        # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
+        # functions the residual adds is to be called for.
+        use = resolved & (torch.isfinite(model.log_weights).sum(-1) > 1)
+        if not bool((use | ~resolved).all()):
+            few = _few(u), _few(scores[0])
+            use = use | resolved & (features[0].held_out(*few, RESIDUAL / few[0].shape[-2]) < 0)
+        # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
+        # gradient's.
+        if bool(use.any()):
+            for index, (part, _) in enumerate(densities):
+                coefficients = solve(*features[index].statistics(part, scores[index]), RESIDUAL / n) * _varies(part)
+                residual = features[index].score(part, coefficients)
+                scores[index] = scores[index] + torch.where(use[..., None, None], residual, 0)
+    parts = list(scores[0].tensor_split([split], -1))
+    left = scores[1:]
+    parts = [part - left.pop(0) if needed else 0 * part for part, needed in zip(parts, wanted, strict=True)]
+    return torch.cat(parts, -1) * best.slope
+
+
+def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
+    """Indices of the batch entries where the mask holds; one by one, since torch.func's tensors have no `tolist`."""
+    return [tuple(int(i) for i in index) for index in mask.nonzero()]
+
+
+def _coordinates(maps: list, samples: Tensor) -> list[_Coordinates]:
+    return [_mapped(fitted, samples) for fitted in maps]
+
+
+def _mapped(fitted: object, samples: Tensor) -> _Coordinates:
     u, slope = fitted.evaluate(samples, 1)
-    u = u * (samples != 0).any(-2, keepdim=True)  # zero exactly where there is no spread
+    u = u * _varies(samples)  # zero exactly where there is no spread
     n = samples.shape[-2]
     if isinstance(fitted, _Standardise):
         return _Coordinates(u, slope, torch.log(slope).mean(-2).sum(-1) - 2 * samples.shape[-1] / n)
@@ -573,12 +879,12 @@ def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
     return _Coordinates(u, slope, (torch.log(slope).mean(-2) - fitted.optimism(samples, u, slope)).sum(-1))
 
 
-def _select_wide(joint: list[_Coordinates]) -> tuple[Tensor, tuple[Tensor, Tensor], WideGaussian]:
+def _select_wide(joint: list[_Coordinates]) -> _Candidate:
     """Coordinates of the largest likelihood of one Gaussian, for every batch entry."""
     value = torch.stack([WideGaussian.fit(c.u).log_density(c.u).mean(-1) + c.log_slope for c in joint])
-    choice = torch.where(torch.isfinite(value), value, -torch.inf).argmax(0)
+    value, choice = torch.where(torch.isfinite(value), value, -torch.inf).max(0)
     u, slope = joint[0].u, joint[0].slope
     for index, candidate in enumerate(joint[1:], 1):
         use = (choice == index)[..., None, None]
         u, slope = torch.where(use, candidate.u, u), torch.where(use, candidate.slope, slope)
-    return choice, (u, slope), WideGaussian.fit(u)
+    return _Candidate(value, choice, u, slope, WideGaussian.fit(u))

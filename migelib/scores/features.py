@@ -155,6 +155,30 @@ class Features:
         return torch.cat([function(part) for part in self._chunks(u)], axis)
 
 
+@dataclass(frozen=True)
+class FeatureScore:
+    r"""A score in the space of the features, :math:`\hat r(x) = C^\top \phi(x)`.
+
+    Attributes
+    ----------
+    features : Features
+        :math:`\phi`.
+    coefficients : Tensor [*batch, M, d]
+        :math:`C`.
+    """
+
+    features: Features
+    coefficients: Float[Tensor, "*batch m d"]
+
+    def __call__(self, points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+        """Evaluate it at points [*batch, n, d]."""
+        return self.features.score(points, self.coefficients)
+
+    def divergence(self, points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
+        """Its divergence at points [*batch, n, d]."""
+        return self.features.divergence(points, self.coefficients)
+
+
 def solve(
     gram: Float[Tensor, "*batch m m"], target: Float[Tensor, "*batch m d"], ridge: float | Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch m d"]:

@@ -129,10 +129,11 @@ def test_a_coordinate_without_spread_has_no_score_and_changes_no_other(n, value)
     alone = Adaptive().fit(x)(x)
     torch.testing.assert_close(fitted(wide), torch.cat([alone[:, :1], still, alone[:, 1:]], -1), atol=0, rtol=0)
     assert not fitted(wide + 1)[:, 1].any()
-    of_x, of_z = Adaptive().fit_pair(x, z)
-    expected = torch.cat([of_x[:, :1], still, of_x[:, 1:]], -1)
-    for found, other in (Adaptive().fit_pair(wide, z), Adaptive().fit_pair(z, wide)[::-1]):
-        torch.testing.assert_close(found, expected)
+    for found, other, of_x, of_z in (
+        (*Adaptive().fit_pair(wide, z), *Adaptive().fit_pair(x, z)),
+        (*Adaptive().fit_pair(z, wide)[::-1], *Adaptive().fit_pair(z, x)[::-1]),
+    ):
+        torch.testing.assert_close(found, torch.cat([of_x[:, :1], still, of_x[:, 1:]], -1))
         torch.testing.assert_close(other, of_z)
 
 
