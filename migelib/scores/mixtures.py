@@ -15,8 +15,9 @@ from torch import Tensor
 # These are measured, not derived.
 RIDGE = 3.0  # times 1 / n^2: share of the variances added to a covariance of few samples
 FINAL_PRIOR = 0.03  # share of d + 1 pseudo-samples that is left of the prior in a mixture's last step
-EDGE = 1.1  # times the largest eigenvalue of noise from which on an eigenvalue shows clusters
-DEFECT = 3.0  # standard deviations from which on a principal component is no Gaussian's
+EDGE = 0.95  # times the largest eigenvalue of noise, in the limit: what one of finite noise hardly exceeds
+SEEN = 2.0  # standard deviations of a test that make a mixture worth a try
+DEFECT = 3.0  # standard deviations from which on coordinates are no Gaussian's
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def cluster_features(
     covariances: they are those of the matrices :math:`e_i e_i^\top`, free of the samples' norms.
 
     Also whether they show anything that one Gaussian would not: a principal component that is not Gaussian
-    (`gaussian_defect`), or a spectrum above the edge :math:`(1 + \sqrt{n / D})^2` that n samples of D = d (d + 1) / 2
+    (`gaussian_defect`), an `excess_kurtosis`, or a spectrum above the edge :math:`(1 + \sqrt{n / D})^2` that n samples of D = d (d + 1) / 2
     independent coordinates have [Marchenko & Pastur, 1967].
     """
     n, dim = u.shape[-2:]
@@ -278,7 +279,8 @@ def cluster_features(
     spectral = (basis @ (vectors * values.clamp_min(0).sqrt()[..., None, :]))[..., -(k - 1) :].flip(-1)
     size = dim * (dim + 1) / 2
     edge = (1 + math.sqrt(n / size)) ** 2 * (1 - 1 / dim)
-    seen = (values[..., -1] > EDGE * edge) | (gaussian_defect(principal).amax(-1) > DEFECT)
+    defect = gaussian_defect(principal)
+    seen = (values[..., -1] > EDGE * edge) | (defect.amax(-1) > SEEN) | (excess_kurtosis(gauss, u).abs() > SEEN)
     return principal, spectral, seen
 
 
