@@ -51,8 +51,9 @@ from .ssge import SSGE
 # These are measured, not derived, on tasks that are not of `tasks.PAIRS`.
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
 DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms
-RESIDUAL = 0.1  # ridge times n of the residual of a pair's scores
-RESIDUALS = (0.1, 1.0, 10.0)  # those that a single score chooses from
+
+RESIDUAL = 0.03  # ridge times n of the residual of a pair's scores
+RESIDUALS = (1.0, 10.0)  # those that a single score chooses from
 FEW = 1024  # samples that choices are made on, and that a kernel's n x n matrices are built for
 REFITS = 5  # steps of expectation-maximisation on all of many samples
 FEATURES = (256, 512)  # of a residual: so many, and with many samples n / 8 up to so many
@@ -642,7 +643,8 @@ def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tens
         use = resolved & (torch.isfinite(model.log_weights).sum(-1) > 1)
         if not bool((use | ~resolved).all()):
             few = _few(u), _few(scores[0])
-            use = use | resolved & (features[0].held_out(*few, RESIDUAL / few[0].shape[-2]) < 0)
+            losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
+            use = use | resolved & (torch.stack(losses).amin(0) < 0)
         # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
         # gradient's.
         if bool(use.any()):
@@ -846,7 +848,8 @@ def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tens
         use = resolved & (torch.isfinite(model.log_weights).sum(-1) > 1)
         if not bool((use | ~resolved).all()):
             few = _few(u), _few(scores[0])
-            use = use | resolved & (features[0].held_out(*few, RESIDUAL / few[0].shape[-2]) < 0)
+            losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
+            use = use | resolved & (torch.stack(losses).amin(0) < 0)
         # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
         # gradient's.
         if bool(use.any()):
