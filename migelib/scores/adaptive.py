@@ -5,13 +5,13 @@ Derived in :doc:`/book/easy-scores`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..kernels import median_distance
 from ..transforms import Gaussianise
 from ..validation import check_count, check_pair, check_points, check_samples, check_spread, fused_checks
 from .base import ScoreFunction
@@ -190,7 +190,7 @@ class Adaptive:
         reasons[HAS_ATOMS] = atoms = has_atoms(samples)
         maps, choices = self._maps(samples)
         best = self._select([(c,) for c in choices])
-        residual = _residual(best.u, best.model, _resolved(best.u, best.u.shape[-1]))
+        residual = _residual(best.u, best.model)
         reasons[IS_STEEP] = steep = ~atoms & is_unresolved(samples, choices[-1].slope, best.choice > 0)
         start = torch.zeros_like(samples[..., :1, :])
         plain = AdaptiveScore(
@@ -228,24 +228,46 @@ class Adaptive:
         TypeError, ValueError
             If `x` or `z` is not a finite tensor of at least two differing samples, or they are not paired.
         """
-        check_pair(x, z)
-        check_spread(x, "x")
-        check_spread(z, "z")
-        (in_x, _), (in_z, _) = kept_coordinates(x), kept_coordinates(z)
-        parts = x if in_x is None else x[..., in_x], z if in_z is None else z[..., in_z]
-        scores, reasons = self._fit_pair(*parts, wanted)
+        x, z, kept = _checked_pair(x, z)
+        scores, reasons = self._fit_pair(_centred(x, kept[0]), _centred(z, kept[1]), wanted)
         warn(dict(zip(("x", "z"), reasons, strict=True)))
         return tuple(
-            score if kept is None else among(score, kept, whole.shape[-1])
-            for score, kept, whole in zip(scores, (in_x, in_z), (x, z), strict=True)
+            score.to(whole) if index is None else among(score.to(whole), index, whole.shape[-1])
+            for score, index, whole in zip(scores, kept, (x, z), strict=True)
         )
 
-    def _fit_pair(
-        self, x: Tensor, z: Tensor, wanted: tuple[bool, bool]
-    ) -> tuple[tuple[Tensor, Tensor], list[dict[str, Tensor]]]:
+    @fused_checks()
+    @torch.no_grad()
+    def log_ratio(self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]) -> Float[Tensor, "*batch n"]:
+        r"""Log ratio :math:`\ln q(x, z) - \ln q(x) - \ln q(z)` at paired samples, in nats, of the one joint density.
+
+        Its mean is a plug-in information: too large by about half a nat for every n of its dependence's parameters.
+        The maps' slopes cancel. The kernel residual, which is no density's, is left out. NaN in batch entries of which
+        no density holds a variable, or where one decides a coordinate of the other, with a warning.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit_pair`.
+        """
+        x, z, (in_x, in_z) = _checked_pair(x, z)
         dtype = x.dtype
-        x, z = x.detach().double(), z.detach().double()
-        x, z = x - x[..., :1, :], z - z[..., :1, :]  # a coordinate without spread is zero exactly
+        x, z = (_centred(v, kept) for v, kept in ((x, in_x), (z, in_z)))
+        best, reasons, _ = self._guarded_pair(x, z, (True, True))
+        warn(dict(zip(("x", "z"), reasons, strict=True)))
+        if best is None:
+            return torch.full_like(x[..., 0], torch.nan, dtype=dtype)
+        u, split = best.u, x.shape[-1]
+        sides = ((0, split), (split, u.shape[-1]))
+        ratio = best.model.log_density(u)
+        ratio = ratio - sum(best.model.marginal(*side).log_density(u[..., slice(*side)]) for side in sides)
+        guarded = any_reason(reasons, torch.zeros_like(ratio[..., 0], dtype=torch.bool))
+        return torch.where(guarded[..., None], torch.nan, ratio).to(dtype)
+
+    def _guarded_pair(
+        self, x: Tensor, z: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[_Candidate | None, list[dict[str, Tensor]], list[Tensor]]:
+        """The joint density, None if it is in no batch entry one; why it is none; coordinates that have no noise."""
         nowhere = torch.zeros(x.shape[:-2], dtype=torch.bool, device=x.device)
         reasons = [{HAS_ATOMS: has_atoms(v)} if needed else {} for v, needed in zip((x, z), wanted, strict=True)]
         still = [noise_free(z, x) & wanted[0], noise_free(x, z) & wanted[1]]
@@ -253,17 +275,26 @@ class Adaptive:
             if needed:
                 why[IS_NOISE_FREE] = where.any(-1)
         guarded = any_reason(reasons, nowhere)
+        if bool(guarded.all()):
+            return None, reasons, still
+        best, coordinates = self._pair_density(x, z)
+        second = len(coordinates[1])
+        chosen = best.choice // second > 0, best.choice % second > 0
+        for v, maps, mapped, why, needed in zip((x, z), coordinates, chosen, reasons, wanted, strict=True):
+            if needed:
+                why[IS_STEEP] = ~guarded & is_unresolved(v, maps[-1].slope, mapped)
+        return best, reasons, still
+
+    def _fit_pair(
+        self, x: Tensor, z: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[tuple[Tensor, Tensor], list[dict[str, Tensor]]]:
+        """Score differences of centred float64 samples, and where and why no density gave them."""
+        best, reasons, still = self._guarded_pair(x, z, wanted)
+        nowhere = torch.zeros(x.shape[:-2], dtype=torch.bool, device=x.device)
+        guarded = any_reason(reasons, nowhere)
+        difference = torch.zeros_like(torch.cat([x, z], -1))
         if not bool(guarded.all()):
-            best, coordinates = self._pair_density(x, z)
-            second = len(coordinates[1])
-            chosen = best.choice // second > 0, best.choice % second > 0
-            for v, maps, mapped, why, needed in zip((x, z), coordinates, chosen, reasons, wanted, strict=True):
-                if needed:
-                    why[IS_STEEP] = ~guarded & is_unresolved(v, maps[-1].slope, mapped)
             difference = _difference(best, x.shape[-1], wanted)
-            guarded = any_reason(reasons, nowhere)
-        else:
-            difference = torch.zeros_like(torch.cat([x, z], -1))
         atoms = any_reason([{HAS_ATOMS: why[HAS_ATOMS]} for why in reasons if why], nowhere)
         for where, kind in ((atoms, True), (guarded & ~atoms, False)):
             if bool(where.any()):
@@ -272,7 +303,7 @@ class Adaptive:
         for part, v, other, where in zip(parts, (x, z), (z, x), still, strict=True):
             for entry in _indices(where.any(-1)):
                 part[entry] = self._finite_part(other[entry], v[entry], where[entry])
-        return (parts[0].to(dtype), parts[1].to(dtype)), reasons
+        return parts, reasons
 
     def _finite_part(self, given: Tensor, samples: Tensor, still: Bool[Tensor, "d"]) -> Tensor:
         """Score difference of what depends on parameters in I(given; samples), where `given` decides coordinates.
@@ -283,7 +314,7 @@ class Adaptive:
         difference = -self._fit(samples, {})(samples)
         if not bool(still.all()):
             rest = samples[:, ~still]
-            information = self._fit_pair(given, rest, (False, True))[0][1]
+            information = self._fit_pair(given, rest - rest[:1], (False, True))[0][1]
             difference[:, ~still] += information + self._fit(rest, {})(rest)
         return difference
 
@@ -369,13 +400,13 @@ class Adaptive:
         if self.components < 2:
             return best
         floor = gauss.log_density(u).mean(-1)
-        *features, seen = cluster_features(u, gauss, self.components)
+        features, seen = cluster_features(u, gauss, self.components)
         active = active & seen
         k = 2
         while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
             extra = mixture_penalty(n, dim, k)
             first = min(5, self.steps)
-            starts = torch.stack([k_means(f[..., : k - 1], k) for f in features])
+            starts = k_means(features[..., : k - 1], k)
             model, responsibility = fit_mixture(u, gauss, starts, first)
             value, start = model.log_density(u).mean(-1).max(0)
             responsibility = torch.where(start[..., None, None] == 0, *responsibility)
@@ -524,7 +555,7 @@ class _Kernel:
         samples = samples / unit
         ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
         if n > FEW:
-            features = _features(samples, samples.new_full(samples.shape[:-2], 2.0 if atoms else 1.0))
+            features = _features(samples, 2.0 if atoms else 1.0)
             return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
         return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
 
@@ -579,6 +610,20 @@ class _Standardise:
         return parts[: order + 1]
 
 
+def _checked_pair(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """A pair that may be fitted, and which coordinates of each have a score."""
+    check_pair(x, z)
+    check_spread(x, "x")
+    check_spread(z, "z")
+    return x, z, (kept_coordinates(x)[0], kept_coordinates(z)[0])
+
+
+def _centred(samples: Tensor, kept: Tensor | None) -> Tensor:
+    """In float64, less the first sample: a coordinate without spread is zero exactly."""
+    samples = (samples if kept is None else samples[..., kept]).detach().double()
+    return samples - samples[..., :1, :]
+
+
 def _few(samples: Tensor) -> Tensor:
     """At most FEW of the samples, the same each time."""
     n = samples.shape[-2]
@@ -593,34 +638,32 @@ def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
     return (samples != samples[..., :1, :]).any(-2, keepdim=True)
 
 
-def _features(u: Tensor, width: Float[Tensor, "*batch"]) -> Features:
+def _features(u: Tensor, width: float) -> Features:
     least, most = FEATURES
-    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), width)
+    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), u.new_full(u.shape[:-2], width))
 
 
-def _widths(u: Tensor) -> Float[Tensor, "*batch"]:
-    """Median distance, one where it is zero."""
-    width = median_distance(_few(u))
-    return torch.where(width > 0, width, torch.ones_like(width))
+def _width(dim: int) -> float:
+    """Median distance of samples of N(0, I), by Wilson and Hilferty's median of a chi-squared."""
+    return math.sqrt(2 * dim * (1 - 2 / (9 * dim)) ** 3)
 
 
-def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
-    """Whether n functions of a kernel resolve more than the mean and covariance of `dim` coordinates."""
-    if dim * (dim + 1) > u.shape[-2]:
-        return torch.zeros(u.shape[:-2], dtype=torch.bool, device=u.device)
-    return median_distance(_few(u)) > 0
+def _resolves(n: int, dim: int) -> bool:
+    """Whether n samples resolve more functions than the mean and covariance of `dim` coordinates."""
+    return dim * (dim + 1) <= n
 
 
-def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> FeatureScore | None:
+def _residual(u: Tensor, model: EllipticalMixture) -> FeatureScore | None:
     """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
-    if not bool(resolved.any()):
+    n, dim = u.shape[-2:]
+    if not _resolves(n, dim):
         return None
-    n, features, base = u.shape[-2], _features(u, _widths(u)), model.score(u)
+    features, base = _features(u, _width(dim)), model.score(u)
     few = _few(u), _few(base)
     losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
     least, index = losses.min(0)
     coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
-    use = (resolved & (least < 0))[..., None, None]
+    use = (least < 0)[..., None, None]
     return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
 
 
@@ -635,16 +678,15 @@ def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tens
     ]
     densities = [density for density in densities if density is not None]
     scores = [density.score(part) for part, density in densities]
-    resolved = torch.stack([_resolved(part, dim) for part, _ in densities]).all(0)
-    if bool(resolved.any()):
-        features = [_features(part, _widths(part)) for part, _ in densities]
+    if _resolves(n, dim):
+        features = [_features(part, _width(part.shape[-1])) for part, _ in densities]
         # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
         # functions the residual adds is to be called for.
-        use = resolved & (torch.isfinite(model.log_weights).sum(-1) > 1)
-        if not bool((use | ~resolved).all()):
+        use = torch.isfinite(model.log_weights).sum(-1) > 1
+        if not bool(use.all()):
             few = _few(u), _few(scores[0])
             losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
-            use = use | resolved & (torch.stack(losses).amin(0) < 0)
+            use = use | (torch.stack(losses).amin(0) < 0)
         # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
         # gradient's.
         if bool(use.any()):
@@ -729,7 +771,7 @@ class _Kernel:
         samples = samples / unit
         ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
         if n > FEW:
-            features = _features(samples, samples.new_full(samples.shape[:-2], 2.0 if atoms else 1.0))
+            features = _features(samples, 2.0 if atoms else 1.0)
             return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
         return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
 
@@ -798,9 +840,206 @@ def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
     return (samples != samples[..., :1, :]).any(-2, keepdim=True)
 
 
-def _features(u: Tensor, width: Float[Tensor, "*batch"]) -> Features:
+def _features(u: Tensor, width: float) -> Features:
     least, most = FEATURES
-    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), width)
+    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), u.new_full(u.shape[:-2], width))
+
+
+def _resolves(n: int, dim: int) -> bool:
+    """Whether n samples resolve more functions than the mean and covariance of `dim` coordinates."""
+    return dim * (dim + 1) <= n
+
+
+def _residual(u: Tensor, model: EllipticalMixture) -> FeatureScore | None:
+    """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
+    n, dim = u.shape[-2:]
+    if not _resolves(n, dim):
+        return None
+    features, base = _features(u, _width(dim)), model.score(u)
+    few = _few(u), _few(base)
+    losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
+    least, index = losses.min(0)
+    coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
+    use = (least < 0)[..., None, None]
+    return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
+
+
+def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
+    """Joint minus marginal scores of a density of both variables; zero for a variable that is not wanted."""
+    u, model = best.u, best.model
+    n, dim = u.shape[-2:]
+    densities = [
+        (u, model),
+        (u[..., :split], model.marginal(0, split)) if wanted[0] else None,
+        (u[..., split:], model.marginal(split, dim)) if wanted[1] else None,
+    ]
+    densities = [density for density in densities if density is not None]
+    scores = [density.score(part) for part, density in densities]
+    if _resolves(n, dim):
+        features = [_features(part, _width(part.shape[-1])) for part, _ in densities]
+        # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
+        # functions the residual adds is to be called for.
+        use = torch.isfinite(model.log_weights).sum(-1) > 1
+        if not bool(use.all()):
+            few = _few(u), _few(scores[0])
+            losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
+            use = use | (torch.stack(losses).amin(0) < 0)
+        # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
+        # gradient's.
+        if bool(use.any()):
+            for index, (part, _) in enumerate(densities):
+                coefficients = solve(*features[index].statistics(part, scores[index]), RESIDUAL / n) * _varies(part)
+                residual = features[index].score(part, coefficients)
+                scores[index] = scores[index] + torch.where(use[..., None, None], residual, 0)
+    parts = list(scores[0].tensor_split([split], -1))
+    left = scores[1:]
+    parts = [part - left.pop(0) if needed else 0 * part for part, needed in zip(parts, wanted, strict=True)]
+    return torch.cat(parts, -1) * best.slope
+
+
+def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
+    """Indices of the batch entries where the mask holds; one by one, since torch.func's tensors have no `tolist`."""
+    return [tuple(int(i) for i in index) for index in mask.nonzero()]
+
+
+def _is_gaussian(samples: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether no coordinate that varies shows that it is not Gaussian; all of them together, as if independent."""
+    varies = _varies(samples)[..., 0, :]
+    defect = torch.where(varies, gaussian_defect(samples), 0)
+    return defect.sum(-1) < DEFECT * varies.sum(-1).sqrt()
+
+
+def _mapped(self, points: Tensor, order: int) -> list[Tensor]:
+    """Every batch entry's chosen map and its derivatives; one that no entry chose is not evaluated."""
+    used = [i for i in range(len(self.maps)) if bool((self.choice == i).any())]
+    parts = self.maps[used[0]].evaluate(points, order)
+    if len(used) > 1:
+        use = self.choice[..., None, None] == used[1]
+        others = self.maps[used[1]].evaluate(points, order)
+        parts = [torch.where(use, other, part) for part, other in zip(parts, others, strict=True)]
+    return parts
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """Affine function with which a score obeys Stein's identities for affine functions exactly on the samples.
+
+    They are mean(s) = 0 and mean((x - mu) s^T) = -I, so the function is (x - mean) @ matrix + offset; with fewer
+    samples than coordinates the matrix, a Gaussian's precision times low rank, is never built.
+    """
+
+    mean: Tensor
+    matrix: Tensor | None
+    wide: tuple | None
+    offset: Tensor
+
+    @classmethod
+    def fit(cls, samples: Tensor, values: Tensor) -> _Correction:
+        n, dim = samples.shape[-2:]
+        mean = samples.mean(-2, keepdim=True)
+        centred, offset = samples - mean, -values.mean(-2, keepdim=True)
+        if n <= dim:
+            return cls(mean, None, (WideGaussian.fit(samples), centred, values / n), offset)
+        identity = torch.eye(dim, dtype=samples.dtype, device=samples.device)
+        defect = identity + centred.mT @ values / n
+        covariance = fit_gaussian(samples).scales[..., 0, :, :]
+        return cls(mean, -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance)), None, offset)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        if self.wide is None:
+            return (points - self.mean) @ self.matrix + self.offset
+        gauss, centred, values = self.wide
+        score = gauss.score(points)
+        return score + (score @ centred.mT) @ values + self.offset
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Kernel score of samples without a density; its width leaves out the pairs that coincide."""
+
+    unit: Tensor
+    score: ScoreFunction
+
+    @classmethod
+    def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
+        """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
+        n, dim = samples.shape[-2:]
+        unit = _distance(_few(samples))
+        samples = samples / unit
+        ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
+        if n > FEW:
+            features = _features(samples, 2.0 if atoms else 1.0)
+            return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
+        return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
+
+    def __call__(self, points: Tensor) -> Tensor:
+        return self.score(points / self.unit) / self.unit
+
+
+@dataclass(frozen=True)
+class _Fallback:
+    """A score for some batch entries only: those with atoms, or those that are steep."""
+
+    where: Bool[Tensor, "*batch"]
+    score: _Kernel
+
+
+def _fallbacks(samples: Tensor, atoms: Bool[Tensor, "*batch"], steep: Bool[Tensor, "*batch"]) -> tuple[_Fallback, ...]:
+    kinds = ((atoms, True), (steep, False))
+    return tuple(_Fallback(where, _Kernel.fit(samples, kind)) for where, kind in kinds if bool(where.any()))
+
+
+def _distance(samples: Tensor) -> Float[Tensor, "*batch 1 1"]:
+    """Median distance of the pairs that do not coincide."""
+    distance = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
+    return torch.where(distance > 0, distance, torch.nan).nanmedian(-1).values[..., None, None]
+
+
+def _kernel_pair(x: Tensor, z: Tensor, atoms: bool) -> Tensor:
+    """Joint minus marginal score by kernels, each variable at the scale of its median distance by root d."""
+    units = [_distance(v) / v.shape[-1] ** 0.5 for v in (x, z)]
+    x, z = x / units[0], z / units[1]
+    joint, x_score, z_score = (_Kernel.fit(v, atoms)(v) for v in (torch.cat([x, z], -1), x, z))
+    difference = joint - torch.cat([x_score, z_score], -1)
+    split = x.shape[-1]
+    return torch.cat([difference[..., :split] / units[0], difference[..., split:] / units[1]], -1)
+
+
+@dataclass(frozen=True)
+class _Standardise:
+    """Every coordinate to mean zero and variance one."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, samples: Tensor) -> _Standardise:
+        mean = samples.mean(-2, keepdim=True)
+        scale = (samples - mean).square().mean(-2, keepdim=True).sqrt()
+        return cls(mean, torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def evaluate(self, points: Tensor, order: int = 2) -> list[Tensor]:
+        parts = [(points - self.mean) / self.scale, (1 / self.scale).expand_as(points), torch.zeros_like(points)]
+        return parts[: order + 1]
+
+
+def _few(samples: Tensor) -> Tensor:
+    """At most FEW of the samples, the same each time."""
+    n = samples.shape[-2]
+    if n <= FEW:
+        return samples
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:FEW]
+    return samples[..., chosen.to(samples.device), :]
+
+
+def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
+    """Coordinates with spread."""
+    return (samples != samples[..., :1, :]).any(-2, keepdim=True)
+
+
+def _features(u: Tensor, width: float) -> Features:
+    least, most = FEATURES
+    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), u.new_full(u.shape[:-2], width))
 
 
 def _widths(u: Tensor) -> Float[Tensor, "*batch"]:
@@ -816,16 +1055,22 @@ def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
     return median_distance(_few(u)) > 0
 
 
-def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> FeatureScore | None:
+def _resolves(n: int, dim: int) -> bool:
+    """Whether n samples resolve more functions than the mean and covariance of `dim` coordinates."""
+    return dim * (dim + 1) <= n
+
+
+def _residual(u: Tensor, model: EllipticalMixture) -> FeatureScore | None:
     """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
-    if not bool(resolved.any()):
+    n, dim = u.shape[-2:]
+    if not _resolves(n, dim):
         return None
-    n, features, base = u.shape[-2], _features(u, _widths(u)), model.score(u)
+    features, base = _features(u, _width(dim)), model.score(u)
     few = _few(u), _few(base)
     losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
     least, index = losses.min(0)
     coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
-    use = (resolved & (least < 0))[..., None, None]
+    use = (least < 0)[..., None, None]
     return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
 
 
@@ -840,16 +1085,15 @@ def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tens
     ]
     densities = [density for density in densities if density is not None]
     scores = [density.score(part) for part, density in densities]
-    resolved = torch.stack([_resolved(part, dim) for part, _ in densities]).all(0)
-    if bool(resolved.any()):
-        features = [_features(part, _widths(part)) for part, _ in densities]
+    if _resolves(n, dim):
+        features = [_features(part, _width(part.shape[-1])) for part, _ in densities]
         # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
         # functions the residual adds is to be called for.
-        use = resolved & (torch.isfinite(model.log_weights).sum(-1) > 1)
-        if not bool((use | ~resolved).all()):
+        use = torch.isfinite(model.log_weights).sum(-1) > 1
+        if not bool(use.all()):
             few = _few(u), _few(scores[0])
             losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
-            use = use | resolved & (torch.stack(losses).amin(0) < 0)
+            use = use | (torch.stack(losses).amin(0) < 0)
         # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
         # gradient's.
         if bool(use.any()):

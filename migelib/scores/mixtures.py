@@ -196,7 +196,9 @@ def fit_mixture(
     """
     dim = u.shape[-1]
     for _ in range(steps):
-        responsibility = _maximise(u, responsibility, gauss, dim + 1).posterior(u)[0]
+        model = _maximise(u, responsibility, gauss, dim + 1)
+        white, _, log_det = model._whitened(u)
+        responsibility = torch.softmax((model.log_weights - log_det)[..., None] - white.square().sum(-2) / 2, -2)
     return _maximise(u, responsibility, gauss, FINAL_PRIOR * (dim + 1)), responsibility
 
 
@@ -230,13 +232,15 @@ def _maximise(
     """Density of most likelihood given posterior (and a t's) weights [*batch, k, n]; `prior` pooled samples each."""
     mass = weights.sum(-1)
     pulls = weights if tails is None else weights * tails
-    means = pulls @ u / pulls.sum(-1, keepdim=True).clamp_min(1e-3)
-    half = (u[..., None, :, :] - means[..., :, None, :]) * pulls.sqrt()[..., None]
-    scatter = half.mT @ half  # [*batch, k, d, d]
+    samples = u[..., None, :, :]
+    total = pulls.sum(-1).clamp_min(1e-3)[..., None]
+    means = pulls @ u / total
+    # About u = 0, where the samples are centred: what is lost to rounding is far below the prior's floor.
+    scatter = (samples * pulls[..., None]).mT @ samples - (total * means)[..., :, None] * means[..., None, :]
     within = scatter.sum(-3, keepdim=True) / u.shape[-2]
-    spread = within.diagonal(dim1=-2, dim2=-1)
-    scales = scatter + prior * (within + 1e-5 * torch.diag_embed(spread))
-    scales = _filled(scales / (mass[..., None, None].clamp_min(1e-3) + prior), spread)
+    scales = (scatter + prior * (within + 1e-5 * like.scales)) / (mass.clamp_min(1e-3) + prior)[..., None, None]
+    # A coordinate without spread has variance one in every component, as in `fit_gaussian`.
+    scales = torch.where(torch.diag_embed((u == u[..., :1, :]).all(-2))[..., None, :, :], 1.0, scales)
     return EllipticalMixture(torch.log(mass / mass.sum(-1, keepdim=True)), means, scales, like.df)
 
 
@@ -247,7 +251,7 @@ def _filled(scales: Float[Tensor, "*batch d d"], spread: Float[Tensor, "*batch d
 
 def cluster_features(
     u: Float[Tensor, "*batch n d"], gauss: EllipticalMixture, k: int
-) -> tuple[Float[Tensor, "*batch n f"], Float[Tensor, "*batch n f"], Bool[Tensor, "*batch"]]:
+) -> tuple[Float[Tensor, "2 *batch n f"], Bool[Tensor, "*batch"]]:
     r"""Two embeddings of the samples in which clusters lie apart, at most k - 1 leading coordinates of each.
 
     Principal components show clusters of different means. Kernel principal components of the squared cosine of
@@ -255,8 +259,8 @@ def cluster_features(
     covariances: they are those of the matrices :math:`e_i e_i^\top`, free of the samples' norms.
 
     Also whether they show anything that one Gaussian would not: a principal component that is not Gaussian
-    (`gaussian_defect`), an `excess_kurtosis`, or a spectrum above the edge :math:`(1 + \sqrt{n / D})^2` that n samples of D = d (d + 1) / 2
-    independent coordinates have [Marchenko & Pastur, 1967].
+    (`gaussian_defect`), an `excess_kurtosis`, or a spectrum above the edge :math:`(1 + \sqrt{n / D})^2` of noise in
+    D = d (d + 1) / 2 coordinates [Marchenko & Pastur, 1967].
     """
     n, dim = u.shape[-2:]
     centred = u - gauss.means
@@ -281,7 +285,8 @@ def cluster_features(
     edge = (1 + math.sqrt(n / size)) ** 2 * (1 - 1 / dim)
     defect = gaussian_defect(principal)
     seen = (values[..., -1] > EDGE * edge) | (defect.amax(-1) > SEEN) | (excess_kurtosis(gauss, u).abs() > SEEN)
-    return principal, spectral, seen
+    few = min(principal.shape[-1], spectral.shape[-1])
+    return torch.stack([principal[..., :few], spectral[..., :few]]), seen
 
 
 def gaussian_defect(u: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch d"]:
@@ -316,7 +321,7 @@ def k_means(features: Float[Tensor, "*batch n f"], k: int) -> Float[Tensor, "*ba
         index = (torch.log(squares.clamp_min(1e-12)) + noise[rank]).argmax(-1)
         centres = torch.cat([centres, flat[torch.arange(len(flat), device=flat.device), index][:, None]], 1)
         squares = torch.cdist(flat, centres).square().amin(-1)
-    for _ in range(8):
+    for _ in range(5):
         member = torch.nn.functional.one_hot(torch.cdist(flat, centres).argmin(-1), k).to(flat)
         count = member.sum(-2)[..., None]
         centres = torch.where(count > 0, member.mT @ flat / count.clamp_min(1), centres)
