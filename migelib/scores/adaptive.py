@@ -96,7 +96,7 @@ class _Candidate:
         for index, candidate in enumerate(joint[1:], 1):
             use = (self.choice == index)[..., None, None]
             u, slope = torch.where(use, candidate.u, u), torch.where(use, candidate.slope, slope)
-        used = torch.isfinite(self.model.log_weights).flatten(0, -2).any(0).nonzero()[:, 0]
+        used = torch.isfinite(self.model.log_weights).reshape(-1, self.model.means.shape[-2]).any(0).nonzero()[:, 0]
         model = self.model.of(used)
         prior = FINAL_PRIOR * (u.shape[-1] + 1) if len(used) > 1 else 0.0
         for _ in range(REFITS if len(used) > 1 or not bool(torch.isinf(model.df).all()) else 1):
