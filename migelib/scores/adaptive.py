@@ -50,6 +50,7 @@ from .ssge import SSGE
 
 # These are measured, not derived, on tasks that are not of `tasks.PAIRS`.
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
+CHASE = 0.3  # share of what other coordinates are ahead that it must gain as well
 DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms
 
 RESIDUAL = 0.03  # ridge times n of the residual of a pair's scores
@@ -400,6 +401,7 @@ class Adaptive:
         if self.components < 2:
             return best
         floor = gauss.log_density(u).mean(-1)
+        behind = (best.value - floor - joint[index].log_slope).clamp_min(0) * (best.choice != index)
         features, seen = cluster_features(u, gauss, self.components)
         active = active & seen
         k = 2
@@ -411,14 +413,13 @@ class Adaptive:
             value, start = model.log_density(u).mean(-1).max(0)
             responsibility = torch.where(start[..., None, None] == 0, *responsibility)
             # After a few steps most of the gain is there: less than this share of the penalty will not make it.
-            helps = active & (value - floor > PROMISE * extra / n)
+            helps = active & (value - floor > PROMISE * extra / n + CHASE * behind)
             if bool(helps.any()):
                 model, _ = fit_mixture(u, gauss, responsibility, self.steps - first)
                 candidate = self._candidate(joint, index, model, extra, helps)
                 helps = helps & (candidate.value > best.value)
                 best = best.or_better(candidate)
-            if k > 2:
-                active = helps
+            active = torch.where(behind > 0, helps, helps | (k == 2))
             k *= 2
         return best
 
