@@ -376,7 +376,7 @@ class Adaptive:
         joint: list[_Coordinates],
         index: int,
         model: EllipticalMixture,
-        extra: float,
+        extra: float | Float[Tensor, "*batch"],
         allowed: Bool[Tensor, "*batch"] | bool = True,
     ) -> _Candidate:
         """A density with `extra` parameters in the coordinates of that index; of no value where it is not allowed."""
@@ -403,25 +403,29 @@ class Adaptive:
         floor = gauss.log_density(u).mean(-1)
         behind = (best.value - floor - joint[index].log_slope).clamp_min(0) * (best.choice != index)
         features, seen = cluster_features(u, gauss, self.components)
-        active = active & seen
+        active, first = active & seen, min(5, self.steps)
+        most, extras = torch.full_like(floor, -torch.inf), torch.zeros_like(floor)
+        member = torch.zeros_like(u[..., :1]).expand(*u.shape[:-1], self.components).mT.clone()
+        member[..., 0, :] = 1
         k = 2
         while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
             extra = mixture_penalty(n, dim, k)
-            first = min(5, self.steps)
-            starts = k_means(features[..., : k - 1], k)
-            model, responsibility = fit_mixture(u, gauss, starts, first)
+            model, responsibility = fit_mixture(u, gauss, k_means(features[..., : k - 1], k), first)
             value, start = model.log_density(u).mean(-1).max(0)
-            responsibility = torch.where(start[..., None, None] == 0, *responsibility)
             # After a few steps most of the gain is there: less than this share of the penalty will not make it.
-            helps = active & (value - floor > PROMISE * extra / n + CHASE * behind)
-            if bool(helps.any()):
-                model, _ = fit_mixture(u, gauss, responsibility, self.steps - first)
-                candidate = self._candidate(joint, index, model, extra, helps)
-                helps = helps & (candidate.value > best.value)
-                best = best.or_better(candidate)
+            promising = value - floor > PROMISE * extra / n + CHASE * behind
+            helps = active & promising & (value - extra / n > most)
+            use = helps[..., None, None]
+            member[..., :k, :] = torch.where(
+                use, torch.where(start[..., None, None] == 0, *responsibility), member[..., :k, :]
+            )
+            most, extras = torch.where(helps, value - extra / n, most), torch.where(helps, extra, extras)
             active = torch.where(behind > 0, helps, helps | (k == 2))
             k *= 2
-        return best
+        if not bool((extras > 0).any()):
+            return best
+        model, _ = fit_mixture(u, gauss, member[..., : k // 2, :], self.steps - first)
+        return best.or_better(self._candidate(joint, index, model, extras, extras > 0))
 
 
 @dataclass(frozen=True)
