@@ -67,6 +67,7 @@ class _Coordinates:
     u: Float[Tensor, "*batch n d"]
     slope: Float[Tensor, "*batch n d"]
     log_slope: Float[Tensor, "*batch"]  # mean over the samples, corrected for the map's own fit
+    steep: Bool[Tensor, "*batch"]  # steeper than the samples resolve
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Adaptive:
 
     bandwidth: float | None = None
     components: int = 8
-    steps: int = 30
+    steps: int = 20
 
     def __post_init__(self) -> None:
         Gaussianise(self.bandwidth)  # raises where it is out of range
@@ -192,7 +193,7 @@ class Adaptive:
         maps, choices = self._maps(samples)
         best = self._select([(c,) for c in choices])
         residual = _residual(best.u, best.model)
-        reasons[IS_STEEP] = steep = ~atoms & is_unresolved(samples, choices[-1].slope, best.choice > 0)
+        reasons[IS_STEEP] = steep = ~atoms & torch.where(best.choice > 0, choices[-1].steep, choices[0].steep)
         start = torch.zeros_like(samples[..., :1, :])
         plain = AdaptiveScore(
             maps=tuple(maps),
@@ -281,9 +282,9 @@ class Adaptive:
         best, coordinates = self._pair_density(x, z)
         second = len(coordinates[1])
         chosen = best.choice // second > 0, best.choice % second > 0
-        for v, maps, mapped, why, needed in zip((x, z), coordinates, chosen, reasons, wanted, strict=True):
+        for maps, mapped, why, needed in zip(coordinates, chosen, reasons, wanted, strict=True):
             if needed:
-                why[IS_STEEP] = ~guarded & is_unresolved(v, maps[-1].slope, mapped)
+                why[IS_STEEP] = ~guarded & torch.where(mapped, maps[-1].steep, maps[0].steep)
         return best, reasons, still
 
     def _fit_pair(
@@ -339,7 +340,10 @@ class Adaptive:
         """Coordinates and density of the largest penalised likelihood, for every batch entry."""
         joint = [
             _Coordinates(
-                torch.cat([c.u for c in cs], -1), torch.cat([c.slope for c in cs], -1), sum(c.log_slope for c in cs)
+                torch.cat([c.u for c in cs], -1),
+                torch.cat([c.slope for c in cs], -1),
+                sum(c.log_slope for c in cs),
+                torch.stack([c.steep for c in cs]).any(0),
             )
             for cs in candidates
         ]
@@ -401,7 +405,9 @@ class Adaptive:
         if self.components < 2:
             return best
         floor = gauss.log_density(u).mean(-1)
-        behind = (best.value - floor - joint[index].log_slope).clamp_min(0) * (best.choice != index)
+        # What steep coordinates are ahead says little.
+        steep = torch.stack([c.steep for c in joint]).gather(0, best.choice[None])[0]
+        behind = (best.value - floor - joint[index].log_slope).clamp_min(0) * ((best.choice != index) & ~steep)
         features, seen = cluster_features(u, gauss, self.components)
         active, first = active & seen, min(5, self.steps)
         most, extras = torch.full_like(floor, -torch.inf), torch.zeros_like(floor)
@@ -1124,11 +1130,12 @@ def _coordinates(maps: list, samples: Tensor) -> list[_Coordinates]:
 def _mapped(fitted: object, samples: Tensor) -> _Coordinates:
     u, slope = fitted.evaluate(samples, 1)
     u = u * _varies(samples)  # zero exactly where there is no spread
-    n = samples.shape[-2]
-    if isinstance(fitted, _Standardise):
-        return _Coordinates(u, slope, torch.log(slope).mean(-2).sum(-1) - 2 * samples.shape[-1] / n)
+    n, plain = samples.shape[-2], isinstance(fitted, _Standardise)
+    steep = is_unresolved(samples, slope, torch.full(samples.shape[:-2], not plain, device=samples.device))
+    if plain:
+        return _Coordinates(u, slope, torch.log(slope).mean(-2).sum(-1) - 2 * samples.shape[-1] / n, steep)
     # log f = log phi(u) + log slope; leaving a sample out takes its own bump from f. What that costs is the optimism.
-    return _Coordinates(u, slope, (torch.log(slope).mean(-2) - fitted.optimism(samples, u, slope)).sum(-1))
+    return _Coordinates(u, slope, (torch.log(slope).mean(-2) - fitted.optimism(samples, u, slope)).sum(-1), steep)
 
 
 def _select_wide(joint: list[_Coordinates]) -> _Candidate:
