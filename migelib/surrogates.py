@@ -421,6 +421,8 @@ def _score_at(estimator: ScoreEstimator, n: int, z: Float[Tensor, "*batch n+m d"
     """Score fitted to all samples, at the batch."""
 
     def at_batch(fixed: Tensor) -> Tensor:
+        if isinstance(estimator, Adaptive):  # its score at its own samples is for gradients
+            return estimator.at_samples(fixed)[..., :n, :]
         batch = fixed if fixed.shape[-2] == n else fixed[..., :n, :]  # the same tensor is checked once
         return estimator.fit(fixed)(batch)
 

@@ -173,18 +173,38 @@ class Adaptive:
         ValueError
             If there are fewer than two samples, an entry is not finite, or all samples are equal.
         """
+        return self._fitted(samples, False)
+
+    @fused_checks()
+    @torch.no_grad()
+    def at_samples(self, samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+        """Score at the samples that it is fitted to, for the gradient of an entropy; what the surrogates use.
+
+        The density is that of `fit`. Its kernel residual is shrunk hardly at all, as in `fit_pair`: what it fits of the
+        samples' own noise is what is taken out of the gradient's, while at other points it would be noise.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`.
+        """
+        return self._fitted(samples, True)(samples)
+
+    def _fitted(self, samples: Tensor, own: bool) -> AdaptiveScore:
         check_samples(samples)
         check_spread(samples)
         kept, dependent = kept_coordinates(samples)
         reasons = {IS_DEPENDENT: torch.tensor(dependent)}
         if kept is None:
-            score = self._fit(samples, reasons)
+            score = self._fit(samples, reasons, own)
         else:
-            score = replace(self._fit(samples[..., kept], reasons), origin=samples[..., :1, :].double(), kept=kept)
+            score = self._fit(samples[..., kept], reasons, own)
+            score = replace(score, origin=samples[..., :1, :].double(), kept=kept)
         warn({"samples": reasons})
         return score
 
-    def _fit(self, samples: Tensor, reasons: dict[str, Tensor]) -> AdaptiveScore:
+    def _fit(self, samples: Tensor, reasons: dict[str, Tensor], own: bool) -> AdaptiveScore:
+        """The score and the reasons why no density gives it; for its `own` samples, or for any points."""
         dtype = samples.dtype
         samples = samples.detach().double()  # a nearly noise-free encoder has a condition number beyond float32
         origin = samples[..., :1, :]
@@ -192,7 +212,7 @@ class Adaptive:
         reasons[HAS_ATOMS] = atoms = has_atoms(samples)
         maps, choices = self._maps(samples)
         best = self._select([(c,) for c in choices])
-        residual = _residual(best.u, best.model)
+        residual = _residual(best.u, best.model, own)
         reasons[IS_STEEP] = steep = ~atoms & torch.where(best.choice > 0, choices[-1].steep, choices[0].steep)
         start = torch.zeros_like(samples[..., :1, :])
         plain = AdaptiveScore(
@@ -313,11 +333,11 @@ class Adaptive:
         With those as a and the others as b, I = I(given; b) + H(a, b) - H(b) - H(a | b, given), and the last is that of
         noise which is not there.
         """
-        difference = -self._fit(samples, {})(samples)
+        difference = -self._fit(samples, {}, True)(samples)
         if not bool(still.all()):
             rest = samples[:, ~still]
             information = self._fit_pair(given, rest - rest[:1], (False, True))[0][1]
-            difference[:, ~still] += information + self._fit(rest, {})(rest)
+            difference[:, ~still] += information + self._fit(rest, {}, True)(rest)
         return difference
 
     def _pair_density(self, x: Tensor, z: Tensor) -> tuple[_Candidate, tuple[list[_Coordinates], list[_Coordinates]]]:
@@ -664,18 +684,31 @@ def _resolves(n: int, dim: int) -> bool:
     return dim * (dim + 1) <= n
 
 
-def _residual(u: Tensor, model: EllipticalMixture) -> FeatureScore | None:
-    """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
+def _residual(u: Tensor, model: EllipticalMixture, own: bool) -> FeatureScore | None:
+    """What Stein's identity finds missing in the score of a density.
+
+    For any points the ridge is the one that brings held-out samples' scores nearest to the truth, if there is one.
+    """
     n, dim = u.shape[-2:]
     if not _resolves(n, dim):
         return None
     features, base = _features(u, _width(dim)), model.score(u)
+    if own:
+        coefficients = solve(*features.statistics(u, base), RESIDUAL / n)
+    else:
+        losses = _held_out(features, u, base)
+        least, index = losses.min(0)
+        if not bool((least < 0).any()):
+            return None
+        coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n)
+        coefficients = torch.where((least < 0)[..., None, None], coefficients, 0)
+    return FeatureScore(features, coefficients * _varies(u))
+
+
+def _held_out(features: Features, u: Tensor, base: Tensor) -> Float[Tensor, "r *batch"]:
+    """Leave-one-out loss of each of the RESIDUALS, on few samples."""
     few = _few(u), _few(base)
-    losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
-    least, index = losses.min(0)
-    coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
-    use = (least < 0)[..., None, None]
-    return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
+    return torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
 
 
 def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
@@ -695,9 +728,7 @@ def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tens
         # functions the residual adds is to be called for.
         use = torch.isfinite(model.log_weights).sum(-1) > 1
         if not bool(use.all()):
-            few = _few(u), _few(scores[0])
-            losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
-            use = use | (torch.stack(losses).amin(0) < 0)
+            use = use | (_held_out(features[0], u, scores[0]).amin(0) < 0)
         # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
         # gradient's.
         if bool(use.any()):
@@ -721,410 +752,6 @@ def _is_gaussian(samples: Tensor) -> Bool[Tensor, "*batch"]:
     varies = _varies(samples)[..., 0, :]
     defect = torch.where(varies, gaussian_defect(samples), 0)
     return defect.sum(-1) < DEFECT * varies.sum(-1).sqrt()
-
-
-def _mapped(self, points: Tensor, order: int) -> list[Tensor]:
-    """Every batch entry's chosen map and its derivatives; one that no entry chose is not evaluated."""
-    used = [i for i in range(len(self.maps)) if bool((self.choice == i).any())]
-    parts = self.maps[used[0]].evaluate(points, order)
-    if len(used) > 1:
-        use = self.choice[..., None, None] == used[1]
-        others = self.maps[used[1]].evaluate(points, order)
-        parts = [torch.where(use, other, part) for part, other in zip(parts, others, strict=True)]
-    return parts
-
-
-@dataclass(frozen=True)
-class _Correction:
-    """Affine function with which a score obeys Stein's identities for affine functions exactly on the samples.
-
-    They are mean(s) = 0 and mean((x - mu) s^T) = -I, so the function is (x - mean) @ matrix + offset; with fewer
-    samples than coordinates the matrix, a Gaussian's precision times low rank, is never built.
-    """
-
-    mean: Tensor
-    matrix: Tensor | None
-    wide: tuple | None
-    offset: Tensor
-
-    @classmethod
-    def fit(cls, samples: Tensor, values: Tensor) -> _Correction:
-        n, dim = samples.shape[-2:]
-        mean = samples.mean(-2, keepdim=True)
-        centred, offset = samples - mean, -values.mean(-2, keepdim=True)
-        if n <= dim:
-            return cls(mean, None, (WideGaussian.fit(samples), centred, values / n), offset)
-        identity = torch.eye(dim, dtype=samples.dtype, device=samples.device)
-        defect = identity + centred.mT @ values / n
-        covariance = fit_gaussian(samples).scales[..., 0, :, :]
-        return cls(mean, -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance)), None, offset)
-
-    def __call__(self, points: Tensor) -> Tensor:
-        if self.wide is None:
-            return (points - self.mean) @ self.matrix + self.offset
-        gauss, centred, values = self.wide
-        score = gauss.score(points)
-        return score + (score @ centred.mT) @ values + self.offset
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """Kernel score of samples without a density; its width leaves out the pairs that coincide."""
-
-    unit: Tensor
-    score: ScoreFunction
-
-    @classmethod
-    def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
-        """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
-        n, dim = samples.shape[-2:]
-        unit = _distance(_few(samples))
-        samples = samples / unit
-        ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
-        if n > FEW:
-            features = _features(samples, 2.0 if atoms else 1.0)
-            return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
-        return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
-
-    def __call__(self, points: Tensor) -> Tensor:
-        return self.score(points / self.unit) / self.unit
-
-
-@dataclass(frozen=True)
-class _Fallback:
-    """A score for some batch entries only: those with atoms, or those that are steep."""
-
-    where: Bool[Tensor, "*batch"]
-    score: _Kernel
-
-
-def _fallbacks(samples: Tensor, atoms: Bool[Tensor, "*batch"], steep: Bool[Tensor, "*batch"]) -> tuple[_Fallback, ...]:
-    kinds = ((atoms, True), (steep, False))
-    return tuple(_Fallback(where, _Kernel.fit(samples, kind)) for where, kind in kinds if bool(where.any()))
-
-
-def _distance(samples: Tensor) -> Float[Tensor, "*batch 1 1"]:
-    """Median distance of the pairs that do not coincide."""
-    distance = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
-    return torch.where(distance > 0, distance, torch.nan).nanmedian(-1).values[..., None, None]
-
-
-def _kernel_pair(x: Tensor, z: Tensor, atoms: bool) -> Tensor:
-    """Joint minus marginal score by kernels, each variable at the scale of its median distance by root d."""
-    units = [_distance(v) / v.shape[-1] ** 0.5 for v in (x, z)]
-    x, z = x / units[0], z / units[1]
-    joint, x_score, z_score = (_Kernel.fit(v, atoms)(v) for v in (torch.cat([x, z], -1), x, z))
-    difference = joint - torch.cat([x_score, z_score], -1)
-    split = x.shape[-1]
-    return torch.cat([difference[..., :split] / units[0], difference[..., split:] / units[1]], -1)
-
-
-@dataclass(frozen=True)
-class _Standardise:
-    """Every coordinate to mean zero and variance one."""
-
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def fit(cls, samples: Tensor) -> _Standardise:
-        mean = samples.mean(-2, keepdim=True)
-        scale = (samples - mean).square().mean(-2, keepdim=True).sqrt()
-        return cls(mean, torch.where(scale > 0, scale, torch.ones_like(scale)))
-
-    def evaluate(self, points: Tensor, order: int = 2) -> list[Tensor]:
-        parts = [(points - self.mean) / self.scale, (1 / self.scale).expand_as(points), torch.zeros_like(points)]
-        return parts[: order + 1]
-
-
-def _few(samples: Tensor) -> Tensor:
-    """At most FEW of the samples, the same each time."""
-    n = samples.shape[-2]
-    if n <= FEW:
-        return samples
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:FEW]
-    return samples[..., chosen.to(samples.device), :]
-
-
-def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
-    """Coordinates with spread."""
-    return (samples != samples[..., :1, :]).any(-2, keepdim=True)
-
-
-def _features(u: Tensor, width: float) -> Features:
-    least, most = FEATURES
-    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), u.new_full(u.shape[:-2], width))
-
-
-def _resolves(n: int, dim: int) -> bool:
-    """Whether n samples resolve more functions than the mean and covariance of `dim` coordinates."""
-    return dim * (dim + 1) <= n
-
-
-def _residual(u: Tensor, model: EllipticalMixture) -> FeatureScore | None:
-    """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
-    n, dim = u.shape[-2:]
-    if not _resolves(n, dim):
-        return None
-    features, base = _features(u, _width(dim)), model.score(u)
-    few = _few(u), _few(base)
-    losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
-    least, index = losses.min(0)
-    coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
-    use = (least < 0)[..., None, None]
-    return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
-
-
-def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
-    """Joint minus marginal scores of a density of both variables; zero for a variable that is not wanted."""
-    u, model = best.u, best.model
-    n, dim = u.shape[-2:]
-    densities = [
-        (u, model),
-        (u[..., :split], model.marginal(0, split)) if wanted[0] else None,
-        (u[..., split:], model.marginal(split, dim)) if wanted[1] else None,
-    ]
-    densities = [density for density in densities if density is not None]
-    scores = [density.score(part) for part, density in densities]
-    if _resolves(n, dim):
-        features = [_features(part, _width(part.shape[-1])) for part, _ in densities]
-        # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
-        # functions the residual adds is to be called for.
-        use = torch.isfinite(model.log_weights).sum(-1) > 1
-        if not bool(use.all()):
-            few = _few(u), _few(scores[0])
-            losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
-            use = use | (torch.stack(losses).amin(0) < 0)
-        # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
-        # gradient's.
-        if bool(use.any()):
-            for index, (part, _) in enumerate(densities):
-                coefficients = solve(*features[index].statistics(part, scores[index]), RESIDUAL / n) * _varies(part)
-                residual = features[index].score(part, coefficients)
-                scores[index] = scores[index] + torch.where(use[..., None, None], residual, 0)
-    parts = list(scores[0].tensor_split([split], -1))
-    left = scores[1:]
-    parts = [part - left.pop(0) if needed else 0 * part for part, needed in zip(parts, wanted, strict=True)]
-    return torch.cat(parts, -1) * best.slope
-
-
-def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
-    """Indices of the batch entries where the mask holds; one by one, since torch.func's tensors have no `tolist`."""
-    return [tuple(int(i) for i in index) for index in mask.nonzero()]
-
-
-def _is_gaussian(samples: Tensor) -> Bool[Tensor, "*batch"]:
-    """Whether no coordinate that varies shows that it is not Gaussian; all of them together, as if independent."""
-    varies = _varies(samples)[..., 0, :]
-    defect = torch.where(varies, gaussian_defect(samples), 0)
-    return defect.sum(-1) < DEFECT * varies.sum(-1).sqrt()
-
-
-def _mapped(self, points: Tensor, order: int) -> list[Tensor]:
-    """Every batch entry's chosen map and its derivatives; one that no entry chose is not evaluated."""
-    used = [i for i in range(len(self.maps)) if bool((self.choice == i).any())]
-    parts = self.maps[used[0]].evaluate(points, order)
-    if len(used) > 1:
-        use = self.choice[..., None, None] == used[1]
-        others = self.maps[used[1]].evaluate(points, order)
-        parts = [torch.where(use, other, part) for part, other in zip(parts, others, strict=True)]
-    return parts
-
-
-@dataclass(frozen=True)
-class _Correction:
-    """Affine function with which a score obeys Stein's identities for affine functions exactly on the samples.
-
-    They are mean(s) = 0 and mean((x - mu) s^T) = -I, so the function is (x - mean) @ matrix + offset; with fewer
-    samples than coordinates the matrix, a Gaussian's precision times low rank, is never built.
-    """
-
-    mean: Tensor
-    matrix: Tensor | None
-    wide: tuple | None
-    offset: Tensor
-
-    @classmethod
-    def fit(cls, samples: Tensor, values: Tensor) -> _Correction:
-        n, dim = samples.shape[-2:]
-        mean = samples.mean(-2, keepdim=True)
-        centred, offset = samples - mean, -values.mean(-2, keepdim=True)
-        if n <= dim:
-            return cls(mean, None, (WideGaussian.fit(samples), centred, values / n), offset)
-        identity = torch.eye(dim, dtype=samples.dtype, device=samples.device)
-        defect = identity + centred.mT @ values / n
-        covariance = fit_gaussian(samples).scales[..., 0, :, :]
-        return cls(mean, -torch.cholesky_solve(defect, torch.linalg.cholesky(covariance)), None, offset)
-
-    def __call__(self, points: Tensor) -> Tensor:
-        if self.wide is None:
-            return (points - self.mean) @ self.matrix + self.offset
-        gauss, centred, values = self.wide
-        score = gauss.score(points)
-        return score + (score @ centred.mT) @ values + self.offset
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """Kernel score of samples without a density; its width leaves out the pairs that coincide."""
-
-    unit: Tensor
-    score: ScoreFunction
-
-    @classmethod
-    def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
-        """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
-        n, dim = samples.shape[-2:]
-        unit = _distance(_few(samples))
-        samples = samples / unit
-        ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
-        if n > FEW:
-            features = _features(samples, 2.0 if atoms else 1.0)
-            return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
-        return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
-
-    def __call__(self, points: Tensor) -> Tensor:
-        return self.score(points / self.unit) / self.unit
-
-
-@dataclass(frozen=True)
-class _Fallback:
-    """A score for some batch entries only: those with atoms, or those that are steep."""
-
-    where: Bool[Tensor, "*batch"]
-    score: _Kernel
-
-
-def _fallbacks(samples: Tensor, atoms: Bool[Tensor, "*batch"], steep: Bool[Tensor, "*batch"]) -> tuple[_Fallback, ...]:
-    kinds = ((atoms, True), (steep, False))
-    return tuple(_Fallback(where, _Kernel.fit(samples, kind)) for where, kind in kinds if bool(where.any()))
-
-
-def _distance(samples: Tensor) -> Float[Tensor, "*batch 1 1"]:
-    """Median distance of the pairs that do not coincide."""
-    distance = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").flatten(-2)
-    return torch.where(distance > 0, distance, torch.nan).nanmedian(-1).values[..., None, None]
-
-
-def _kernel_pair(x: Tensor, z: Tensor, atoms: bool) -> Tensor:
-    """Joint minus marginal score by kernels, each variable at the scale of its median distance by root d."""
-    units = [_distance(v) / v.shape[-1] ** 0.5 for v in (x, z)]
-    x, z = x / units[0], z / units[1]
-    joint, x_score, z_score = (_Kernel.fit(v, atoms)(v) for v in (torch.cat([x, z], -1), x, z))
-    difference = joint - torch.cat([x_score, z_score], -1)
-    split = x.shape[-1]
-    return torch.cat([difference[..., :split] / units[0], difference[..., split:] / units[1]], -1)
-
-
-@dataclass(frozen=True)
-class _Standardise:
-    """Every coordinate to mean zero and variance one."""
-
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def fit(cls, samples: Tensor) -> _Standardise:
-        mean = samples.mean(-2, keepdim=True)
-        scale = (samples - mean).square().mean(-2, keepdim=True).sqrt()
-        return cls(mean, torch.where(scale > 0, scale, torch.ones_like(scale)))
-
-    def evaluate(self, points: Tensor, order: int = 2) -> list[Tensor]:
-        parts = [(points - self.mean) / self.scale, (1 / self.scale).expand_as(points), torch.zeros_like(points)]
-        return parts[: order + 1]
-
-
-def _few(samples: Tensor) -> Tensor:
-    """At most FEW of the samples, the same each time."""
-    n = samples.shape[-2]
-    if n <= FEW:
-        return samples
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:FEW]
-    return samples[..., chosen.to(samples.device), :]
-
-
-def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
-    """Coordinates with spread."""
-    return (samples != samples[..., :1, :]).any(-2, keepdim=True)
-
-
-def _features(u: Tensor, width: float) -> Features:
-    least, most = FEATURES
-    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), u.new_full(u.shape[:-2], width))
-
-
-def _widths(u: Tensor) -> Float[Tensor, "*batch"]:
-    """Median distance, one where it is zero."""
-    width = median_distance(_few(u))
-    return torch.where(width > 0, width, torch.ones_like(width))
-
-
-def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
-    """Whether n functions of a kernel resolve more than the mean and covariance of `dim` coordinates."""
-    if dim * (dim + 1) > u.shape[-2]:
-        return torch.zeros(u.shape[:-2], dtype=torch.bool, device=u.device)
-    return median_distance(_few(u)) > 0
-
-
-def _resolves(n: int, dim: int) -> bool:
-    """Whether n samples resolve more functions than the mean and covariance of `dim` coordinates."""
-    return dim * (dim + 1) <= n
-
-
-def _residual(u: Tensor, model: EllipticalMixture) -> FeatureScore | None:
-    """What Stein's identity finds missing in the score of a density, where it brings held-out samples' score nearer."""
-    n, dim = u.shape[-2:]
-    if not _resolves(n, dim):
-        return None
-    features, base = _features(u, _width(dim)), model.score(u)
-    few = _few(u), _few(base)
-    losses = torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
-    least, index = losses.min(0)
-    coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n) * _varies(u)
-    use = (least < 0)[..., None, None]
-    return FeatureScore(features, torch.where(use, coefficients, 0)) if bool(use.any()) else None
-
-
-def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
-    """Joint minus marginal scores of a density of both variables; zero for a variable that is not wanted."""
-    u, model = best.u, best.model
-    n, dim = u.shape[-2:]
-    densities = [
-        (u, model),
-        (u[..., :split], model.marginal(0, split)) if wanted[0] else None,
-        (u[..., split:], model.marginal(split, dim)) if wanted[1] else None,
-    ]
-    densities = [density for density in densities if density is not None]
-    scores = [density.score(part) for part, density in densities]
-    if _resolves(n, dim):
-        features = [_features(part, _width(part.shape[-1])) for part, _ in densities]
-        # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
-        # functions the residual adds is to be called for.
-        use = torch.isfinite(model.log_weights).sum(-1) > 1
-        if not bool(use.all()):
-            few = _few(u), _few(scores[0])
-            losses = [features[0].held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS]
-            use = use | (torch.stack(losses).amin(0) < 0)
-        # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
-        # gradient's.
-        if bool(use.any()):
-            for index, (part, _) in enumerate(densities):
-                coefficients = solve(*features[index].statistics(part, scores[index]), RESIDUAL / n) * _varies(part)
-                residual = features[index].score(part, coefficients)
-                scores[index] = scores[index] + torch.where(use[..., None, None], residual, 0)
-    parts = list(scores[0].tensor_split([split], -1))
-    left = scores[1:]
-    parts = [part - left.pop(0) if needed else 0 * part for part, needed in zip(parts, wanted, strict=True)]
-    return torch.cat(parts, -1) * best.slope
-
-
-def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
-    """Indices of the batch entries where the mask holds; one by one, since torch.func's tensors have no `tolist`."""
-    return [tuple(int(i) for i in index) for index in mask.nonzero()]
-
-
-def _coordinates(maps: list, samples: Tensor) -> list[_Coordinates]:
-    return [_mapped(fitted, samples) for fitted in maps]
 
 
 def _mapped(fitted: object, samples: Tensor) -> _Coordinates:
