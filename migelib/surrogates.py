@@ -681,6 +681,8 @@ def _entropy(
     part = part_of(estimator, role)
 
     def score_at_batch(fixed: Tensor) -> Tensor:
+        if hasattr(part, "at_samples"):  # its score at its own samples is for gradients
+            return part.at_samples(fixed)[..., :n, :]
         batch = fixed if fixed.shape[-2] == n else fixed[..., :n, :]  # the same tensor is checked once
         return part.fit(fixed)(batch)
 

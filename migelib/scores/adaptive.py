@@ -5,16 +5,17 @@ Derived in :doc:`/book/easy-scores`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..kernels import median_distance
 from ..transforms import Gaussianise
 from ..validation import check_count, check_pair, check_points, check_samples, check_spread, fused_checks
 from .base import ScoreFunction
+from .features import Features, FeatureScore, solve
 from .guards import (
     HAS_ATOMS,
     IS_DEPENDENT,
@@ -30,6 +31,8 @@ from .guards import (
 )
 from .kernel import Tikhonov
 from .mixtures import (
+    DEFECT,
+    FINAL_PRIOR,
     EllipticalMixture,
     WideGaussian,
     cluster_features,
@@ -37,16 +40,24 @@ from .mixtures import (
     fit_gaussian,
     fit_mixture,
     fit_student,
+    gaussian_defect,
     k_means,
     mixture_penalty,
     pad,
+    refined,
 )
-from .ssge import SSGE, SpectralScore
+from .ssge import SSGE
 
-# These are measured, not derived.
-FUNCTIONS = 10  # samples for each function of a residual that a single component does not call for
+# These are measured, not derived, on tasks that are not of `tasks.PAIRS`.
 PROMISE = 0.7  # share of its penalty that a mixture must gain in its first steps to be fitted to the end
-DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms; on ReLU codes, not on `tasks.PAIRS`
+CHASE = 0.3  # share of what other coordinates are ahead that it must gain as well
+DAMPING = 5.0  # ridge times n d^2 of the kernel score of codes with atoms
+
+RESIDUAL = 0.03  # ridge times n of the residual of a pair's scores
+RESIDUALS = (1.0, 10.0)  # those that a single score chooses from
+FEW = 1024  # samples that choices are made on, and that a kernel's n x n matrices are built for
+REFITS = 5  # steps of expectation-maximisation on all of many samples
+FEATURES = (256, 512)  # of a residual: so many, and with many samples n / 8 up to so many
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class _Coordinates:
     u: Float[Tensor, "*batch n d"]
     slope: Float[Tensor, "*batch n d"]
     log_slope: Float[Tensor, "*batch"]  # mean over the samples, corrected for the map's own fit
+    steep: Bool[Tensor, "*batch"]  # steeper than the samples resolve
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,19 @@ class _Candidate:
         model = EllipticalMixture(*(pick(getattr(self.model, n), getattr(other.model, n)) for n in names))
         parts = ("value", "choice", "u", "slope")
         return _Candidate(*(pick(getattr(self, n), getattr(other, n)) for n in parts), model)
+
+    def refitted(self, joint: list[_Coordinates]) -> _Candidate:
+        """The choice made on few samples, fitted to all of them."""
+        u, slope = joint[0].u, joint[0].slope
+        for index, candidate in enumerate(joint[1:], 1):
+            use = (self.choice == index)[..., None, None]
+            u, slope = torch.where(use, candidate.u, u), torch.where(use, candidate.slope, slope)
+        used = torch.isfinite(self.model.log_weights).reshape(-1, self.model.means.shape[-2]).any(0).nonzero()[:, 0]
+        model = self.model.of(used)
+        prior = FINAL_PRIOR * (u.shape[-1] + 1) if len(used) > 1 else 0.0
+        for _ in range(REFITS if len(used) > 1 or not bool(torch.isinf(model.df).all()) else 1):
+            model = refined(model, u, prior)
+        return replace(self, u=u, slope=slope, model=model)
 
 
 @dataclass(frozen=True)
@@ -129,7 +154,7 @@ class Adaptive:
 
     bandwidth: float | None = None
     components: int = 8
-    steps: int = 30
+    steps: int = 20
 
     def __post_init__(self) -> None:
         Gaussianise(self.bandwidth)  # raises where it is out of range
@@ -148,33 +173,52 @@ class Adaptive:
         ValueError
             If there are fewer than two samples, an entry is not finite, or all samples are equal.
         """
+        return self._fitted(samples, False)
+
+    @fused_checks()
+    @torch.no_grad()
+    def at_samples(self, samples: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+        """Score at the samples that it is fitted to, for the gradient of an entropy; what the surrogates use.
+
+        The density is that of `fit`. Its kernel residual is shrunk hardly at all, as in `fit_pair`: what it fits of the
+        samples' own noise is what is taken out of the gradient's, while at other points it would be noise.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`.
+        """
+        return self._fitted(samples, True)(samples)
+
+    def _fitted(self, samples: Tensor, own: bool) -> AdaptiveScore:
         check_samples(samples)
         check_spread(samples)
         kept, dependent = kept_coordinates(samples)
         reasons = {IS_DEPENDENT: torch.tensor(dependent)}
         if kept is None:
-            score = self._fit(samples, reasons)
+            score = self._fit(samples, reasons, own)
         else:
-            score = replace(self._fit(samples[..., kept], reasons), origin=samples[..., :1, :].double(), kept=kept)
+            score = self._fit(samples[..., kept], reasons, own)
+            score = replace(score, origin=samples[..., :1, :].double(), kept=kept)
         warn({"samples": reasons})
         return score
 
-    def _fit(self, samples: Tensor, reasons: dict[str, Tensor]) -> AdaptiveScore:
+    def _fit(self, samples: Tensor, reasons: dict[str, Tensor], own: bool) -> AdaptiveScore:
+        """The score and the reasons why no density gives it; for its `own` samples, or for any points."""
         dtype = samples.dtype
         samples = samples.detach().double()  # a nearly noise-free encoder has a condition number beyond float32
         origin = samples[..., :1, :]
         samples = samples - origin  # a coordinate without spread is zero exactly
         reasons[HAS_ATOMS] = atoms = has_atoms(samples)
-        maps = self._maps(samples)
-        choices = [_coordinates(fitted, samples) for fitted in maps]
-        choice, (u, _), model = self._select([(c,) for c in choices])
-        residual = _residual(u, model, _resolved(u, u.shape[-1]))
-        reasons[IS_STEEP] = steep = ~atoms & is_unresolved(samples, choices[1].slope, choice == 1)
+        maps, choices = self._maps(samples)
+        best = self._select([(c,) for c in choices])
+        residual = _residual(best.u, best.model, own)
+        reasons[IS_STEEP] = steep = ~atoms & torch.where(best.choice > 0, choices[-1].steep, choices[0].steep)
         start = torch.zeros_like(samples[..., :1, :])
         plain = AdaptiveScore(
             maps=tuple(maps),
-            choice=choice,
-            model=model,
+            choice=best.choice,
+            model=best.model,
             residual=residual,
             origin=start,
             kept=None,
@@ -206,24 +250,46 @@ class Adaptive:
         TypeError, ValueError
             If `x` or `z` is not a finite tensor of at least two differing samples, or they are not paired.
         """
-        check_pair(x, z)
-        check_spread(x, "x")
-        check_spread(z, "z")
-        (in_x, _), (in_z, _) = kept_coordinates(x), kept_coordinates(z)
-        parts = x if in_x is None else x[..., in_x], z if in_z is None else z[..., in_z]
-        scores, reasons = self._fit_pair(*parts, wanted)
+        x, z, kept = _checked_pair(x, z)
+        scores, reasons = self._fit_pair(_centred(x, kept[0]), _centred(z, kept[1]), wanted)
         warn(dict(zip(("x", "z"), reasons, strict=True)))
         return tuple(
-            score if kept is None else among(score, kept, whole.shape[-1])
-            for score, kept, whole in zip(scores, (in_x, in_z), (x, z), strict=True)
+            score.to(whole) if index is None else among(score.to(whole), index, whole.shape[-1])
+            for score, index, whole in zip(scores, kept, (x, z), strict=True)
         )
 
-    def _fit_pair(
-        self, x: Tensor, z: Tensor, wanted: tuple[bool, bool]
-    ) -> tuple[tuple[Tensor, Tensor], list[dict[str, Tensor]]]:
+    @fused_checks()
+    @torch.no_grad()
+    def log_ratio(self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]) -> Float[Tensor, "*batch n"]:
+        r"""Log ratio :math:`\ln q(x, z) - \ln q(x) - \ln q(z)` at paired samples, in nats, of the one joint density.
+
+        Its mean is a plug-in information: too large by about half a nat for every n of its dependence's parameters.
+        The maps' slopes cancel. The kernel residual, which is no density's, is left out. NaN in batch entries of which
+        no density holds a variable, or where one decides a coordinate of the other, with a warning.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit_pair`.
+        """
+        x, z, (in_x, in_z) = _checked_pair(x, z)
         dtype = x.dtype
-        x, z = x.detach().double(), z.detach().double()
-        x, z = x - x[..., :1, :], z - z[..., :1, :]  # a coordinate without spread is zero exactly
+        x, z = (_centred(v, kept) for v, kept in ((x, in_x), (z, in_z)))
+        best, reasons, _ = self._guarded_pair(x, z, (True, True))
+        warn(dict(zip(("x", "z"), reasons, strict=True)))
+        if best is None:
+            return torch.full_like(x[..., 0], torch.nan, dtype=dtype)
+        u, split = best.u, x.shape[-1]
+        sides = ((0, split), (split, u.shape[-1]))
+        ratio = best.model.log_density(u)
+        ratio = ratio - sum(best.model.marginal(*side).log_density(u[..., slice(*side)]) for side in sides)
+        guarded = any_reason(reasons, torch.zeros_like(ratio[..., 0], dtype=torch.bool))
+        return torch.where(guarded[..., None], torch.nan, ratio).to(dtype)
+
+    def _guarded_pair(
+        self, x: Tensor, z: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[_Candidate | None, list[dict[str, Tensor]], list[Tensor]]:
+        """The joint density, None if it is in no batch entry one; why it is none; coordinates that have no noise."""
         nowhere = torch.zeros(x.shape[:-2], dtype=torch.bool, device=x.device)
         reasons = [{HAS_ATOMS: has_atoms(v)} if needed else {} for v, needed in zip((x, z), wanted, strict=True)]
         still = [noise_free(z, x) & wanted[0], noise_free(x, z) & wanted[1]]
@@ -231,16 +297,26 @@ class Adaptive:
             if needed:
                 why[IS_NOISE_FREE] = where.any(-1)
         guarded = any_reason(reasons, nowhere)
+        if bool(guarded.all()):
+            return None, reasons, still
+        best, coordinates = self._pair_density(x, z)
+        second = len(coordinates[1])
+        chosen = best.choice // second > 0, best.choice % second > 0
+        for maps, mapped, why, needed in zip(coordinates, chosen, reasons, wanted, strict=True):
+            if needed:
+                why[IS_STEEP] = ~guarded & torch.where(mapped, maps[-1].steep, maps[0].steep)
+        return best, reasons, still
+
+    def _fit_pair(
+        self, x: Tensor, z: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[tuple[Tensor, Tensor], list[dict[str, Tensor]]]:
+        """Score differences of centred float64 samples, and where and why no density gave them."""
+        best, reasons, still = self._guarded_pair(x, z, wanted)
+        nowhere = torch.zeros(x.shape[:-2], dtype=torch.bool, device=x.device)
+        guarded = any_reason(reasons, nowhere)
+        difference = torch.zeros_like(torch.cat([x, z], -1))
         if not bool(guarded.all()):
-            difference, choice, coordinates = self._density_pair(x, z)
-            for v, mapped, chosen, why, needed in zip(
-                (x, z), coordinates, (choice >= 2, choice % 2 == 1), reasons, wanted, strict=True
-            ):
-                if needed:
-                    why[IS_STEEP] = ~guarded & is_unresolved(v, mapped.slope, chosen)
-            guarded = any_reason(reasons, nowhere)
-        else:
-            difference = torch.zeros_like(torch.cat([x, z], -1))
+            difference = _difference(best, x.shape[-1], wanted)
         atoms = any_reason([{HAS_ATOMS: why[HAS_ATOMS]} for why in reasons if why], nowhere)
         for where, kind in ((atoms, True), (guarded & ~atoms, False)):
             if bool(where.any()):
@@ -249,7 +325,7 @@ class Adaptive:
         for part, v, other, where in zip(parts, (x, z), (z, x), still, strict=True):
             for entry in _indices(where.any(-1)):
                 part[entry] = self._finite_part(other[entry], v[entry], where[entry])
-        return (parts[0].to(dtype), parts[1].to(dtype)), reasons
+        return parts, reasons
 
     def _finite_part(self, given: Tensor, samples: Tensor, still: Bool[Tensor, "d"]) -> Tensor:
         """Score difference of what depends on parameters in I(given; samples), where `given` decides coordinates.
@@ -257,57 +333,50 @@ class Adaptive:
         With those as a and the others as b, I = I(given; b) + H(a, b) - H(b) - H(a | b, given), and the last is that of
         noise which is not there.
         """
-        difference = -self._fit(samples, {})(samples)
+        difference = -self._fit(samples, {}, True)(samples)
         if not bool(still.all()):
             rest = samples[:, ~still]
-            information = self._fit_pair(given, rest, (False, True))[0][1]
-            difference[:, ~still] += information + self._fit(rest, {})(rest)
+            information = self._fit_pair(given, rest - rest[:1], (False, True))[0][1]
+            difference[:, ~still] += information + self._fit(rest, {}, True)(rest)
         return difference
 
-    def _density_pair(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[_Coordinates, _Coordinates]]:
-        """Joint minus marginal score of the chosen density, the choice, and both variables' mapped coordinates."""
-        xs = [_coordinates(fitted, x) for fitted in self._maps(x)]
-        zs = [_coordinates(fitted, z) for fitted in self._maps(z)]
-        choice, parts, model = self._select([(a, b) for a in xs for b in zs])
-        split = x.shape[-1]
-        u, slope = parts
-        densities = [
-            (u, model),
-            (u[..., :split], model.marginal(0, split)),
-            (u[..., split:], model.marginal(split, u.shape[-1])),
-        ]
-        scores = [density.score(part) for part, density in densities]
-        resolved = torch.stack([_resolved(part, u.shape[-1]) for part, _ in densities]).all(0)
-        residuals = [_residual(part, density, resolved) for part, density in densities]
-        if residuals[0] is not None:
-            # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; the
-            # residual's functions cost a share k / n of it.
-            use = torch.isfinite(model.log_weights).sum(-1) > 1
-            use = (use | (FUNCTIONS * residuals[0].n_eigen <= u.shape[-2]))[..., None, None]
-            scores = [
-                score + torch.where(use, residual(part), 0)
-                for score, residual, (part, _) in zip(scores, residuals, densities, strict=True)
-            ]
-        joint, marginal_x, marginal_z = scores
-        difference = (joint - torch.cat([marginal_x, marginal_z], -1)) * slope
-        return difference, choice, (xs[1], zs[1])
+    def _pair_density(self, x: Tensor, z: Tensor) -> tuple[_Candidate, tuple[list[_Coordinates], list[_Coordinates]]]:
+        """The joint density, in coordinates of each variable, and what these were chosen from."""
+        xs, zs = (self._maps(v)[1] for v in (x, z))
+        return self._select([(a, b) for a in xs for b in zs]), (xs, zs)
 
-    def _maps(self, samples: Tensor) -> list:
-        return [_Standardise.fit(samples), Gaussianise(self.bandwidth).fit(samples)]
+    def _maps(self, samples: Tensor) -> tuple[list, list[_Coordinates]]:
+        """Candidate maps and coordinates: Gaussianised only in batch entries whose coordinates are not Gaussian."""
+        maps = [_Standardise.fit(samples)]
+        plain = _is_gaussian(_few(samples))
+        if bool(plain.all()):
+            return maps, [_mapped(maps[0], samples)]
+        maps.append(Gaussianise(self.bandwidth).fit(samples))
+        standard, gaussianised = (_mapped(fitted, samples) for fitted in maps)
+        barred = torch.where(plain, -torch.inf, gaussianised.log_slope)
+        return maps, [standard, replace(gaussianised, log_slope=barred)]
 
-    def _select(
-        self, candidates: list[tuple[_Coordinates, ...]]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], EllipticalMixture | WideGaussian]:
+    def _select(self, candidates: list[tuple[_Coordinates, ...]]) -> _Candidate:
         """Coordinates and density of the largest penalised likelihood, for every batch entry."""
         joint = [
             _Coordinates(
-                torch.cat([c.u for c in cs], -1), torch.cat([c.slope for c in cs], -1), sum(c.log_slope for c in cs)
+                torch.cat([c.u for c in cs], -1),
+                torch.cat([c.slope for c in cs], -1),
+                sum(c.log_slope for c in cs),
+                torch.stack([c.steep for c in cs]).any(0),
             )
             for cs in candidates
         ]
         n, dim = joint[0].u.shape[-2:]
         if n <= dim:  # one Gaussian only, and that in the span of the samples
             return _select_wide(joint)
+        best = self._among([replace(c, u=_few(c.u), slope=_few(c.slope)) for c in joint])
+        if n > FEW:
+            best = best.refitted(joint)
+        return best
+
+    def _among(self, joint: list[_Coordinates]) -> _Candidate:
+        n, dim = joint[0].u.shape[-2:]
         gaussians = [fit_gaussian(c.u) for c in joint]
         first, *others = (self._candidate(joint, i, model, 0) for i, model in enumerate(gaussians))
         best = first
@@ -324,14 +393,14 @@ class Adaptive:
             tried = (leading == index) | (index == 0)
             if bool(tried.any()):
                 best = self._or_mixtures(best, joint, index, gauss, tried)
-        return best.choice, (best.u, best.slope), best.model
+        return best
 
     def _candidate(
         self,
         joint: list[_Coordinates],
         index: int,
         model: EllipticalMixture,
-        extra: float,
+        extra: float | Float[Tensor, "*batch"],
         allowed: Bool[Tensor, "*batch"] | bool = True,
     ) -> _Candidate:
         """A density with `extra` parameters in the coordinates of that index; of no value where it is not allowed."""
@@ -356,26 +425,33 @@ class Adaptive:
         if self.components < 2:
             return best
         floor = gauss.log_density(u).mean(-1)
-        features = cluster_features(u, gauss, self.components)
+        # What steep coordinates are ahead says little.
+        steep = torch.stack([c.steep for c in joint]).gather(0, best.choice[None])[0]
+        behind = (best.value - floor - joint[index].log_slope).clamp_min(0) * ((best.choice != index) & ~steep)
+        features, seen = cluster_features(u, gauss, self.components)
+        active, first = active & seen, min(5, self.steps)
+        most, extras = torch.full_like(floor, -torch.inf), torch.zeros_like(floor)
+        member = torch.zeros_like(u[..., :1]).expand(*u.shape[:-1], self.components).mT.clone()
+        member[..., 0, :] = 1
         k = 2
         while k <= self.components and n >= k * (dim + 1) and bool(active.any()):
             extra = mixture_penalty(n, dim, k)
-            first = min(5, self.steps)
-            starts = torch.stack([k_means(f[..., : k - 1], k) for f in features])
-            model, responsibility = fit_mixture(u, gauss, starts, first)
+            model, responsibility = fit_mixture(u, gauss, k_means(features[..., : k - 1], k), first)
             value, start = model.log_density(u).mean(-1).max(0)
-            responsibility = torch.where(start[..., None, None] == 0, *responsibility)
             # After a few steps most of the gain is there: less than this share of the penalty will not make it.
-            helps = active & (value - floor > PROMISE * extra / n)
-            if bool(helps.any()):
-                model, _ = fit_mixture(u, gauss, responsibility, self.steps - first)
-                candidate = self._candidate(joint, index, model, extra, helps)
-                helps = helps & (candidate.value > best.value)
-                best = best.or_better(candidate)
-            if k > 2:
-                active = helps
+            promising = value - floor > PROMISE * extra / n + CHASE * behind
+            helps = active & promising & (value - extra / n > most)
+            use = helps[..., None, None]
+            member[..., :k, :] = torch.where(
+                use, torch.where(start[..., None, None] == 0, *responsibility), member[..., :k, :]
+            )
+            most, extras = torch.where(helps, value - extra / n, most), torch.where(helps, extra, extras)
+            active = torch.where(behind > 0, helps, helps | (k == 2))
             k *= 2
-        return best
+        if not bool((extras > 0).any()):
+            return best
+        model, _ = fit_mixture(u, gauss, member[..., : k // 2, :], self.steps - first)
+        return best.or_better(self._candidate(joint, index, model, extras, extras > 0))
 
 
 @dataclass(frozen=True)
@@ -390,7 +466,7 @@ class AdaptiveScore:
         Which map each batch entry chose.
     model : EllipticalMixture or WideGaussian
         The density in its coordinates.
-    residual : SpectralScore or None
+    residual : FeatureScore or None
         Kernel estimate of what its score lacks there.
     origin : Tensor [*batch, 1, d]
         What is subtracted from the points before all else.
@@ -407,7 +483,7 @@ class AdaptiveScore:
     maps: tuple
     choice: Tensor
     model: EllipticalMixture | WideGaussian
-    residual: SpectralScore | None
+    residual: FeatureScore | None
     origin: Tensor
     kept: Tensor | None
     correction: _Correction | None
@@ -417,17 +493,8 @@ class AdaptiveScore:
     def __call__(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m d"]:
         """Evaluate the score at points [*batch, m, d]; raises TypeError or ValueError where they do not fit."""
         check_points(points, self.origin.to(self.dtype))
-        points = points.double() - self.origin
-        if self.kept is not None:
-            points = points[..., self.kept]
-        used = [
-            i for i in range(len(self.maps)) if bool((self.choice == i).any())
-        ]  # evaluating a map that no batch entry chose would double the cost
-        u, slope, curvature = self.maps[used[0]].evaluate(points, 2)
-        if len(used) > 1:
-            use = self.choice[..., None, None] == used[1]
-            other = self.maps[used[1]].evaluate(points, 2)
-            u, slope, curvature = (torch.where(use, b, a) for a, b in zip((u, slope, curvature), other, strict=True))
+        points = self._shifted(points)
+        u, slope, curvature = self._mapped(points, 2)
         correction = 0 if self.correction is None else self.correction(points)
         score = self.model.score(u)
         if self.residual is not None:
@@ -437,6 +504,38 @@ class AdaptiveScore:
             score = torch.where(fallback.where[..., None, None], fallback.score(points), score)
         score = score.to(self.dtype)
         return score if self.kept is None else among(score, self.kept, self.origin.shape[-1])
+
+    def log_density(self, points: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch m"]:
+        """Log of the fitted density at points [*batch, m, d], in nats.
+
+        Without what the kernel residual and the affine correction add to the score, which are no gradients of a
+        density. Coordinates that have no score are left out. NaN in batch entries that a kernel estimator answers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As a call does.
+        """
+        check_points(points, self.origin.to(self.dtype))
+        u, slope = self._mapped(self._shifted(points), 1)
+        density = self.model.log_density(u) + slope.log().sum(-1)
+        for fallback in self.fallbacks:
+            density = torch.where(fallback.where[..., None], torch.nan, density)
+        return density.to(self.dtype)
+
+    def _shifted(self, points: Tensor) -> Tensor:
+        points = points.double() - self.origin
+        return points if self.kept is None else points[..., self.kept]
+
+    def _mapped(self, points: Tensor, order: int) -> list[Tensor]:
+        """Every batch entry's chosen map and its derivatives; one that no entry chose is not evaluated."""
+        used = [i for i in range(len(self.maps)) if bool((self.choice == i).any())]
+        parts = self.maps[used[0]].evaluate(points, order)
+        if len(used) > 1:
+            use = self.choice[..., None, None] == used[1]
+            others = self.maps[used[1]].evaluate(points, order)
+            parts = [torch.where(use, other, part) for part, other in zip(parts, others, strict=True)]
+        return parts
 
 
 @dataclass(frozen=True)
@@ -483,9 +582,13 @@ class _Kernel:
     def fit(cls, samples: Tensor, atoms: bool) -> _Kernel:
         """Fit to samples with atoms, whose small eigenvalues are to be damped, not cut; or to steep ones."""
         n, dim = samples.shape[-2:]
-        unit = _distance(samples)
-        estimator = Tikhonov(ridge=DAMPING / (n * dim**2), width=2.0) if atoms else SSGE(width=1.0)
-        return cls(unit, estimator.fit(samples / unit))
+        unit = _distance(_few(samples))
+        samples = samples / unit
+        ridge = DAMPING / (n * dim**2) if atoms else RESIDUAL / n
+        if n > FEW:
+            features = _features(samples, 2.0 if atoms else 1.0)
+            return cls(unit, FeatureScore(features, solve(*features.statistics(samples, 0 * samples), ridge)))
+        return cls(unit, (Tikhonov(ridge=ridge, width=2.0) if atoms else SSGE(width=1.0)).fit(samples))
 
     def __call__(self, points: Tensor) -> Tensor:
         return self.score(points / self.unit) / self.unit
@@ -538,24 +641,105 @@ class _Standardise:
         return parts[: order + 1]
 
 
-def _resolved(u: Tensor, dim: int) -> Bool[Tensor, "*batch"]:
-    """Whether a kernel's n eigenfunctions resolve more than the mean and covariance of `dim` coordinates."""
-    if dim * (dim + 1) > u.shape[-2]:
-        return torch.zeros(u.shape[:-2], dtype=torch.bool, device=u.device)
-    return median_distance(u) > 0
+def _checked_pair(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """A pair that may be fitted, and which coordinates of each have a score."""
+    check_pair(x, z)
+    check_spread(x, "x")
+    check_spread(z, "z")
+    return x, z, (kept_coordinates(x)[0], kept_coordinates(z)[0])
 
 
-def _residual(u: Tensor, model: EllipticalMixture, resolved: Bool[Tensor, "*batch"]) -> SpectralScore | None:
-    """What Stein's identity finds missing in the score of a density; zero in batch entries that are not resolved.
+def _centred(samples: Tensor, kept: Tensor | None) -> Tensor:
+    """In float64, less the first sample: a coordinate without spread is zero exactly."""
+    samples = (samples if kept is None else samples[..., kept]).detach().double()
+    return samples - samples[..., :1, :]
 
-    Its coefficients are not shrunk: what they fit of the samples' own noise is what is taken out of the gradient's.
+
+def _few(samples: Tensor) -> Tensor:
+    """At most FEW of the samples, the same each time."""
+    n = samples.shape[-2]
+    if n <= FEW:
+        return samples
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:FEW]
+    return samples[..., chosen.to(samples.device), :]
+
+
+def _varies(samples: Tensor) -> Bool[Tensor, "*batch 1 d"]:
+    """Coordinates with spread."""
+    return (samples != samples[..., :1, :]).any(-2, keepdim=True)
+
+
+def _features(u: Tensor, width: float) -> Features:
+    least, most = FEATURES
+    return Features.draw(u.shape[-1], min(most, max(least, u.shape[-2] // 8)), u.new_full(u.shape[:-2], width))
+
+
+def _width(dim: int) -> float:
+    """Median distance of samples of N(0, I), by Wilson and Hilferty's median of a chi-squared."""
+    return math.sqrt(2 * dim * (1 - 2 / (9 * dim)) ** 3)
+
+
+def _resolves(n: int, dim: int) -> bool:
+    """Whether n samples resolve more functions than the mean and covariance of `dim` coordinates."""
+    return dim * (dim + 1) <= n
+
+
+def _residual(u: Tensor, model: EllipticalMixture, own: bool) -> FeatureScore | None:
+    """What Stein's identity finds missing in the score of a density.
+
+    For any points the ridge is the one that brings held-out samples' scores nearest to the truth, if there is one.
     """
-    if not bool(resolved.any()):
+    n, dim = u.shape[-2:]
+    if not _resolves(n, dim):
         return None
-    base, use = model.score(u), resolved[..., None, None]
-    one = u[_indices(resolved)[0]]  # stands in where a kernel would have no width
-    fitted = SSGE(energy=0.999).fit_residual(torch.where(use, u, one), base)
-    return replace(fitted, coefficients=torch.where(use, fitted.coefficients, 0))
+    features, base = _features(u, _width(dim)), model.score(u)
+    if own:
+        coefficients = solve(*features.statistics(u, base), RESIDUAL / n)
+    else:
+        losses = _held_out(features, u, base)
+        least, index = losses.min(0)
+        if not bool((least < 0).any()):
+            return None
+        coefficients = solve(*features.statistics(u, base), u.new_tensor(RESIDUALS)[index] / n)
+        coefficients = torch.where((least < 0)[..., None, None], coefficients, 0)
+    return FeatureScore(features, coefficients * _varies(u))
+
+
+def _held_out(features: Features, u: Tensor, base: Tensor) -> Float[Tensor, "r *batch"]:
+    """Leave-one-out loss of each of the RESIDUALS, on few samples."""
+    few = _few(u), _few(base)
+    return torch.stack([features.held_out(*few, ridge / few[0].shape[-2]) for ridge in RESIDUALS])
+
+
+def _difference(best: _Candidate, split: int, wanted: tuple[bool, bool]) -> Tensor:
+    """Joint minus marginal scores of a density of both variables; zero for a variable that is not wanted."""
+    u, model = best.u, best.model
+    n, dim = u.shape[-2:]
+    densities = [
+        (u, model),
+        (u[..., :split], model.marginal(0, split)) if wanted[0] else None,
+        (u[..., split:], model.marginal(split, dim)) if wanted[1] else None,
+    ]
+    densities = [density for density in densities if density is not None]
+    scores = [density.score(part) for part, density in densities]
+    if _resolves(n, dim):
+        features = [_features(part, _width(part.shape[-1])) for part, _ in densities]
+        # One Gaussian or Student-t has the pair's gradient from its maximised likelihood, whose errors cancel; what
+        # functions the residual adds is to be called for.
+        use = torch.isfinite(model.log_weights).sum(-1) > 1
+        if not bool(use.all()):
+            use = use | (_held_out(features[0], u, scores[0]).amin(0) < 0)
+        # Not shrunk more than it must be: what the functions fit of the samples' own noise is what is taken out of the
+        # gradient's.
+        if bool(use.any()):
+            for index, (part, _) in enumerate(densities):
+                coefficients = solve(*features[index].statistics(part, scores[index]), RESIDUAL / n) * _varies(part)
+                residual = features[index].score(part, coefficients)
+                scores[index] = scores[index] + torch.where(use[..., None, None], residual, 0)
+    parts = list(scores[0].tensor_split([split], -1))
+    left = scores[1:]
+    parts = [part - left.pop(0) if needed else 0 * part for part, needed in zip(parts, wanted, strict=True)]
+    return torch.cat(parts, -1) * best.slope
 
 
 def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
@@ -563,22 +747,30 @@ def _indices(mask: Bool[Tensor, "*batch"]) -> list[tuple[int, ...]]:
     return [tuple(int(i) for i in index) for index in mask.nonzero()]
 
 
-def _coordinates(fitted: object, samples: Tensor) -> _Coordinates:
+def _is_gaussian(samples: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether no coordinate that varies shows that it is not Gaussian; all of them together, as if independent."""
+    varies = _varies(samples)[..., 0, :]
+    defect = torch.where(varies, gaussian_defect(samples), 0)
+    return defect.sum(-1) < DEFECT * varies.sum(-1).sqrt()
+
+
+def _mapped(fitted: object, samples: Tensor) -> _Coordinates:
     u, slope = fitted.evaluate(samples, 1)
-    u = u * (samples != 0).any(-2, keepdim=True)  # zero exactly where there is no spread
-    n = samples.shape[-2]
-    if isinstance(fitted, _Standardise):
-        return _Coordinates(u, slope, torch.log(slope).mean(-2).sum(-1) - 2 * samples.shape[-1] / n)
+    u = u * _varies(samples)  # zero exactly where there is no spread
+    n, plain = samples.shape[-2], isinstance(fitted, _Standardise)
+    steep = is_unresolved(samples, slope, torch.full(samples.shape[:-2], not plain, device=samples.device))
+    if plain:
+        return _Coordinates(u, slope, torch.log(slope).mean(-2).sum(-1) - 2 * samples.shape[-1] / n, steep)
     # log f = log phi(u) + log slope; leaving a sample out takes its own bump from f. What that costs is the optimism.
-    return _Coordinates(u, slope, (torch.log(slope).mean(-2) - fitted.optimism(samples, u, slope)).sum(-1))
+    return _Coordinates(u, slope, (torch.log(slope).mean(-2) - fitted.optimism(samples, u, slope)).sum(-1), steep)
 
 
-def _select_wide(joint: list[_Coordinates]) -> tuple[Tensor, tuple[Tensor, Tensor], WideGaussian]:
+def _select_wide(joint: list[_Coordinates]) -> _Candidate:
     """Coordinates of the largest likelihood of one Gaussian, for every batch entry."""
     value = torch.stack([WideGaussian.fit(c.u).log_density(c.u).mean(-1) + c.log_slope for c in joint])
-    choice = torch.where(torch.isfinite(value), value, -torch.inf).argmax(0)
+    value, choice = torch.where(torch.isfinite(value), value, -torch.inf).max(0)
     u, slope = joint[0].u, joint[0].slope
     for index, candidate in enumerate(joint[1:], 1):
         use = (choice == index)[..., None, None]
         u, slope = torch.where(use, candidate.u, u), torch.where(use, candidate.slope, slope)
-    return choice, (u, slope), WideGaussian.fit(u)
+    return _Candidate(value, choice, u, slope, WideGaussian.fit(u))

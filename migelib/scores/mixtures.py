@@ -6,15 +6,18 @@ Derived in :doc:`/book/easy-scores`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # These are measured, not derived.
 RIDGE = 3.0  # times 1 / n^2: share of the variances added to a covariance of few samples
 FINAL_PRIOR = 0.03  # share of d + 1 pseudo-samples that is left of the prior in a mixture's last step
+EDGE = 0.95  # times the largest eigenvalue of noise, in the limit: what one of finite noise hardly exceeds
+SEEN = 2.0  # standard deviations of a test that make a mixture worth a try
+DEFECT = 3.0  # standard deviations from which on coordinates are no Gaussian's
 
 
 @dataclass(frozen=True)
@@ -29,53 +32,82 @@ class EllipticalMixture:
         :math:`\mu_k`.
     scales : Tensor [*batch, k, d, d]
         :math:`\Sigma_k`.
-    df : Tensor [*batch]
-        :math:`\nu`.
+    df : Tensor [*batch] or None
+        :math:`\nu`; None where it is infinite everywhere, which then need not be looked up.
     """
 
     log_weights: Float[Tensor, "*batch k"]
     means: Float[Tensor, "*batch k d"]
     scales: Float[Tensor, "*batch k d d"]
-    df: Float[Tensor, "*batch"]
+    df: Float[Tensor, "*batch"] | None
 
     def marginal(self, start: int, stop: int) -> EllipticalMixture:
         """The density of coordinates start..stop - 1, which is of the same family."""
         scales = self.scales[..., start:stop, start:stop]
         return EllipticalMixture(self.log_weights, self.means[..., start:stop], scales, self.df)
 
-    def components(self, u: Float[Tensor, "*batch n d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per component: log density with weight, squared distance, pull P (u - mean), and weight in the t's score."""
-        dim = u.shape[-1]
-        centred = u[..., None, :, :] - self.means[..., :, None, :]  # [*batch, k, n, d]: k is small
+    def of(self, components: Int[Tensor, "j"]) -> EllipticalMixture:
+        """The same density from these components only, the others being of weight zero."""
+        weights, means = self.log_weights[..., components], self.means[..., components, :]
+        return EllipticalMixture(weights, means, self.scales[..., components, :, :], self.df)
+
+    def _whitened(self, u: Float[Tensor, "*batch n d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """White offsets L^-1 (u - mean) [*batch, k, d, n], the inverse factors L^-1, and the log-determinants of L."""
         factor, failed = torch.linalg.cholesky_ex(self.scales)
         factor = torch.where(failed[..., None, None] == 0, factor, torch.nan)  # not finite, so it is never chosen
-        identity = torch.eye(dim, dtype=u.dtype, device=u.device).expand_as(factor)
+        identity = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device).expand_as(factor)
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)  # then products, faster than solves
-        white = inverse @ centred.mT
-        pull = (inverse.mT @ white).mT
-        squares = white.square().sum(-2)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)[..., None]
-        df = self.df[..., None, None]
-        finite = torch.where(torch.isinf(df), torch.ones_like(df), df)
-        student = (
-            torch.lgamma((finite + dim) / 2)
-            - torch.lgamma(finite / 2)
-            - dim / 2 * torch.log(finite * math.pi)
-            - (finite + dim) / 2 * torch.log1p(squares / finite)
-        )
-        gauss = -dim / 2 * math.log(2 * math.pi) - squares / 2
-        log_density = torch.where(torch.isinf(df), gauss, student) - log_det + self.log_weights[..., None]
-        tail = torch.where(torch.isinf(df), torch.ones_like(squares), (finite + dim) / (finite + squares))
-        return log_density, squares, pull, tail
+        white = inverse @ (u[..., None, :, :] - self.means[..., :, None, :]).mT
+        return white, inverse, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def _log_components(self, squares: Tensor, log_det: Tensor, dim: int) -> Tensor:
+        """Per component the log density with its weight, from squared distances [*batch, k, n]."""
+        log_density = -dim / 2 * math.log(2 * math.pi) - squares / 2
+        if self.df is None:
+            return log_density + (self.log_weights - log_det)[..., None]
+        heavy = ~torch.isinf(self.df)
+        if bool(heavy.any()):
+            df = torch.where(heavy, self.df, 1.0)[..., None, None]
+            student = (
+                torch.lgamma((df + dim) / 2)
+                - torch.lgamma(df / 2)
+                - dim / 2 * torch.log(df * math.pi)
+                - (df + dim) / 2 * torch.log1p(squares / df)
+            )
+            log_density = torch.where(heavy[..., None, None], student, log_density)
+        return log_density + (self.log_weights - log_det)[..., None]
+
+    def _tails(self, squares: Tensor, dim: int) -> Tensor:
+        """Weight of each sample in a t's score, (df + d) / (df + squared distance); one for a Gaussian."""
+        if self.df is None:
+            return torch.ones_like(squares)
+        heavy = ~torch.isinf(self.df)[..., None, None]
+        df = torch.where(heavy, self.df[..., None, None], 1.0)
+        return torch.where(heavy, (df + dim) / (df + squares), 1.0)
 
     def log_density(self, u: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
         """Log density, in nats."""
-        return self.components(u)[0].logsumexp(-2)
+        return self.log_terms(u).logsumexp(-2)
+
+    def log_terms(self, u: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch k n"]:
+        """Log density of every component with its weight, in nats."""
+        white, _, log_det = self._whitened(u)
+        return self._log_components(white.square().sum(-2), log_det, u.shape[-1])
+
+    def posterior(self, u: Float[Tensor, "*batch n d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Per sample [*batch, k, n]: posterior weights, a t's weights, and squared distances."""
+        white, _, log_det = self._whitened(u)
+        squares = white.square().sum(-2)
+        log_density = self._log_components(squares, log_det, u.shape[-1])
+        return torch.softmax(log_density, -2), self._tails(squares, u.shape[-1]), squares
 
     def score(self, u: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         r"""Score, the mean of the components' scores under their posterior weights."""
-        log_density, _, pull, tail = self.components(u)
-        return -(torch.softmax(log_density, -2) * tail).unsqueeze(-2).mul(pull.mT).sum(-3).mT
+        white, inverse, log_det = self._whitened(u)
+        squares = white.square().sum(-2)
+        weights = torch.softmax(self._log_components(squares, log_det, u.shape[-1]), -2)
+        weights = weights * self._tails(squares, u.shape[-1])
+        return -(inverse.mT @ (white * weights[..., None, :])).sum(-3).mT
 
 
 @dataclass(frozen=True)
@@ -155,19 +187,15 @@ def fit_gaussian(u: Float[Tensor, "*batch n d"]) -> EllipticalMixture:
 
 def fit_student(u: Float[Tensor, "*batch n d"], df: float, start: EllipticalMixture, steps: int) -> EllipticalMixture:
     r"""Student-t of given df by iterated weighting, :math:`w_i = (\nu + d) / (\nu + \|u_i - \mu\|_{\Sigma^{-1}}^2)`."""
-    model = EllipticalMixture(start.log_weights, start.means, start.scales, torch.full_like(start.df, df))
+    model = replace(start, df=torch.full_like(start.df, df))
     for _ in range(steps):
-        tail = model.components(u)[3].mT  # [*batch, n, 1]
-        mean = (tail * u).sum(-2, keepdim=True) / tail.sum(-2, keepdim=True)
-        centred = u - mean
-        scale = (tail * centred).mT @ centred / u.shape[-2]
-        model = EllipticalMixture(model.log_weights, mean, scale[..., None, :, :], model.df)
+        model = refined(model, u, 0.0)
     return model
 
 
 def fit_mixture(
-    u: Float[Tensor, "*batch n d"], gauss: EllipticalMixture, responsibility: Float[Tensor, "*batch n k"], steps: int
-) -> tuple[EllipticalMixture, Float[Tensor, "*batch n k"]]:
+    u: Float[Tensor, "*batch n d"], gauss: EllipticalMixture, responsibility: Float[Tensor, "*batch k n"], steps: int
+) -> tuple[EllipticalMixture, Float[Tensor, "*batch k n"]]:
     r"""Mixture of k Gaussians by expectation-maximisation from given memberships, and its responsibilities.
 
     On the way each covariance is averaged with the pooled one, which counts as d + 1 samples, so that none is singular.
@@ -177,8 +205,15 @@ def fit_mixture(
     dim = u.shape[-1]
     for _ in range(steps):
         model = _maximise(u, responsibility, gauss, dim + 1)
-        responsibility = torch.softmax(model.components(u)[0], -2).mT
+        white, _, log_det = model._whitened(u)
+        responsibility = torch.softmax((model.log_weights - log_det)[..., None] - white.square().sum(-2) / 2, -2)
     return _maximise(u, responsibility, gauss, FINAL_PRIOR * (dim + 1)), responsibility
+
+
+def refined(model: EllipticalMixture, u: Float[Tensor, "*batch n d"], prior: float) -> EllipticalMixture:
+    """One step of expectation-maximisation of any of these densities; `prior` as in `_maximise`, in samples."""
+    weights, tails, _ = model.posterior(u)
+    return _maximise(u, weights, model, prior, tails)
 
 
 def mixture_penalty(n: int, dim: int, k: int) -> float:
@@ -199,16 +234,22 @@ def mixture_penalty(n: int, dim: int, k: int) -> float:
     return gain + (k - 1) * (dim + 1 + dim * (dim + 1) / 2) / 2 + 3 * math.sqrt(gain)
 
 
-def _maximise(u: Tensor, responsibility: Tensor, gauss: EllipticalMixture, prior: float) -> EllipticalMixture:
-    n = u.shape[-2]
-    mass = responsibility.sum(-2).clamp_min(1e-3)  # [*batch, k]
-    means = responsibility.mT @ u / mass[..., None]
-    centred = u[..., None, :, :] - means[..., :, None, :]
-    scatter = (responsibility.mT[..., None] * centred).mT @ centred  # [*batch, k, d, d]
-    within = scatter.sum(-3, keepdim=True) / n
-    scales = (scatter + prior * (within + 1e-5 * gauss.scales)) / (mass[..., None, None] + prior)
-    scales = _filled(scales, within.diagonal(dim1=-2, dim2=-1))
-    return EllipticalMixture(torch.log(mass / mass.sum(-1, keepdim=True)), means, scales, gauss.df)
+def _maximise(
+    u: Tensor, weights: Tensor, like: EllipticalMixture, prior: float, tails: Tensor | None = None
+) -> EllipticalMixture:
+    """Density of most likelihood given posterior (and a t's) weights [*batch, k, n]; `prior` pooled samples each."""
+    mass = weights.sum(-1)
+    pulls = weights if tails is None else weights * tails
+    samples = u[..., None, :, :]
+    total = pulls.sum(-1).clamp_min(1e-3)[..., None]
+    means = pulls @ u / total
+    # About u = 0, where the samples are centred: what is lost to rounding is far below the prior's floor.
+    scatter = (samples * pulls[..., None]).mT @ samples - (total * means)[..., :, None] * means[..., None, :]
+    within = scatter.sum(-3, keepdim=True) / u.shape[-2]
+    scales = (scatter + prior * (within + 1e-5 * like.scales)) / (mass.clamp_min(1e-3) + prior)[..., None, None]
+    # A coordinate without spread has variance one in every component, as in `fit_gaussian`.
+    scales = torch.where(torch.diag_embed((u == u[..., :1, :]).all(-2))[..., None, :, :], 1.0, scales)
+    return EllipticalMixture(torch.log(mass / mass.sum(-1, keepdim=True)), means, scales, like.df)
 
 
 def _filled(scales: Float[Tensor, "*batch d d"], spread: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d d"]:
@@ -218,27 +259,63 @@ def _filled(scales: Float[Tensor, "*batch d d"], spread: Float[Tensor, "*batch d
 
 def cluster_features(
     u: Float[Tensor, "*batch n d"], gauss: EllipticalMixture, k: int
-) -> tuple[Float[Tensor, "*batch n f"], Float[Tensor, "*batch n f"]]:
+) -> tuple[Float[Tensor, "2 *batch n f"], Bool[Tensor, "*batch"]]:
     r"""Two embeddings of the samples in which clusters lie apart, at most k - 1 leading coordinates of each.
 
     Principal components show clusters of different means. Kernel principal components of the squared cosine of
     whitened samples, :math:`(e_i \cdot e_j)^2 = \langle e_i e_i^\top, e_j e_j^\top \rangle`, show clusters of different
     covariances: they are those of the matrices :math:`e_i e_i^\top`, free of the samples' norms.
+
+    Also whether they show anything that one Gaussian would not: a principal component that is not Gaussian
+    (`gaussian_defect`), an `excess_kurtosis`, or a spectrum above the edge :math:`(1 + \sqrt{n / D})^2` of noise in
+    D = d (d + 1) / 2 coordinates [Marchenko & Pastur, 1967].
     """
+    n, dim = u.shape[-2:]
     centred = u - gauss.means
     values, vectors = torch.linalg.eigh(gauss.scales[..., 0, :, :])
     principal = (centred @ vectors[..., -(k - 1) :]).flip(-1)
-    white = centred @ (vectors * values.clamp_min(1e-12).rsqrt()[..., None, :])
+    white = centred @ (vectors * values.clamp_min(1e-12).rsqrt()[..., None, :]) @ vectors.mT
     direction = white / white.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     gram = (direction @ direction.mT).square()
     gram = gram - gram.mean(-1, keepdim=True)
     gram = gram - gram.mean(-2, keepdim=True)
-    values, vectors = torch.linalg.eigh(gram)
-    spectral = (vectors * values.clamp_min(0).sqrt()[..., None, :])[..., -(k - 1) :].flip(-1)
-    return principal, spectral
+    # A few steps of subspace iteration: an eigenvalue that stands out is found, and others are noise. The start is a
+    # function of each sample, so that their order is free.
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(dim, 2 * k, generator=generator, dtype=torch.float64).to(u)
+    block = (direction @ probes).square()
+    for _ in range(8):
+        block = gram @ torch.linalg.qr(block)[0]
+    basis = torch.linalg.qr(block)[0]
+    values, vectors = torch.linalg.eigh(basis.mT @ gram @ basis)
+    spectral = (basis @ (vectors * values.clamp_min(0).sqrt()[..., None, :]))[..., -(k - 1) :].flip(-1)
+    size = dim * (dim + 1) / 2
+    edge = (1 + math.sqrt(n / size)) ** 2 * (1 - 1 / dim)
+    defect = gaussian_defect(principal)
+    seen = (values[..., -1] > EDGE * edge) | (defect.amax(-1) > SEEN) | (excess_kurtosis(gauss, u).abs() > SEEN)
+    few = min(principal.shape[-1], spectral.shape[-1])
+    return torch.stack([principal[..., :few], spectral[..., :few]]), seen
 
 
-def k_means(features: Float[Tensor, "*batch n f"], k: int) -> Float[Tensor, "*batch n k"]:
+def gaussian_defect(u: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch d"]:
+    """Shapiro and Wilk's statistic of every coordinate, by Royston's approximation about N(0, 1) for Gaussian samples.
+
+    The squared correlation W of the sorted samples with the normal scores [Shapiro & Francia, JASA 67, 1972], and the
+    mean and deviation that ln(1 - W) has [Royston, Statistics and Computing 3, 1993]; large where they are not.
+    """
+    n = u.shape[-2]
+    ranks = torch.arange(1, n + 1, device=u.device, dtype=u.dtype)
+    normal = torch.special.ndtri((ranks - 0.375) / (n + 0.25))
+    ordered = u.sort(-2).values
+    ordered = ordered - ordered.mean(-2, keepdim=True)
+    along = (normal @ ordered).square() / normal.square().sum()
+    lost = 1 - along / ordered.square().sum(-2).clamp_min(torch.finfo(u.dtype).tiny)
+    v = math.log(math.log(n)) - math.log(n)
+    mean, deviation = 1.0521 * v - 1.2725, 1.0308 - 0.26758 * (math.log(math.log(n)) + 2 / math.log(n))
+    return (torch.log(lost.clamp_min(1e-12)) - mean) / deviation
+
+
+def k_means(features: Float[Tensor, "*batch n f"], k: int) -> Float[Tensor, "*batch k n"]:
     """Membership in k clusters: Lloyd's iteration from centres drawn far apart (k-means++) with a fixed seed."""
     n = features.shape[-2]
     generator = torch.Generator().manual_seed(0)
@@ -252,18 +329,18 @@ def k_means(features: Float[Tensor, "*batch n f"], k: int) -> Float[Tensor, "*ba
         index = (torch.log(squares.clamp_min(1e-12)) + noise[rank]).argmax(-1)
         centres = torch.cat([centres, flat[torch.arange(len(flat), device=flat.device), index][:, None]], 1)
         squares = torch.cdist(flat, centres).square().amin(-1)
-    for _ in range(8):
+    for _ in range(5):
         member = torch.nn.functional.one_hot(torch.cdist(flat, centres).argmin(-1), k).to(flat)
         count = member.sum(-2)[..., None]
         centres = torch.where(count > 0, member.mT @ flat / count.clamp_min(1), centres)
     member = torch.nn.functional.one_hot(torch.cdist(flat, centres).argmin(-1), k).to(flat)
-    return member.reshape(*features.shape[:-1], k)
+    return member.reshape(*features.shape[:-1], k).mT
 
 
 def excess_kurtosis(gauss: EllipticalMixture, u: Tensor) -> Tensor:
     r"""Mardia's kurtosis, :math:`E \|u\|^4 - d (d + 2)` of whitened samples, in its standard errors for a Gaussian."""
     n, dim = u.shape[-2:]
-    fourth = gauss.components(u)[1][..., 0, :].square().mean(-1)
+    fourth = gauss.posterior(u)[2][..., 0, :].square().mean(-1)
     return (fourth - dim * (dim + 2) * (n - 1) / (n + 1)) / math.sqrt(8 * dim * (dim + 2) / n)
 
 

@@ -196,27 +196,29 @@ class OnlineMixture(nn.Module):
         identity = torch.eye(dim, dtype=means.dtype, device=means.device)
         prior = PRIOR * (dim + 1)
         scales = (scatter + prior * (within + 1e-3 * identity)) / (mass[..., None, None] + prior)
-        return EllipticalMixture(torch.log(mass / total[..., None]), means, scales, torch.full_like(total, math.inf))
+        return EllipticalMixture(torch.log(mass / total[..., None]), means, scales, None)
 
     def start(
-        self, u: Float[Tensor, "*batch n d"], features: tuple[Tensor, Tensor], where: Bool[Tensor, "*batch"]
+        self, u: Float[Tensor, "*batch n d"], features: Float[Tensor, "2 *batch n f"], where: Bool[Tensor, "*batch"]
     ) -> None:
         """Anew from this batch, where that is wanted: the better of the starts in two embeddings of its samples."""
-        starts = torch.stack([k_means(f[..., : self.k - 1], self.k) for f in features])
+        starts = k_means(features[..., : self.k - 1], self.k)
         model, responsibility = fit_mixture(u, fit_gaussian(u), starts, FIRST_STEPS)
         best = model.log_density(u).mean(-1).argmax(0)
-        self._add(u, torch.where((best == 0)[..., None, None], *responsibility), 0.0, where)
+        self._add(u, _taken(responsibility, best), 0.0, where)
 
     def update(self, u: Float[Tensor, "*batch n d"], log_terms: Float[Tensor, "*batch k n"], decay: float) -> None:
         """Add a batch with the responsibilities that the model before it gives, by its components' log densities."""
         everywhere = torch.ones_like(log_terms[..., 0, 0], dtype=torch.bool)
-        self._add(u, torch.softmax(log_terms, -2).mT, decay, everywhere)
+        self._add(u, torch.softmax(log_terms, -2), decay, everywhere)
 
-    def _add(self, u: Tensor, responsibility: Tensor, decay: float, where: Tensor) -> None:
-        weighted = responsibility.mT[..., None] * u[..., None, :, :]
+    def _add(
+        self, u: Float[Tensor, "*batch n d"], responsibility: Float[Tensor, "*batch k n"], decay: float, where: Tensor
+    ) -> None:
+        weighted = responsibility[..., None] * u[..., None, :, :]
         new = {
-            "mass": responsibility.sum(-2),
-            "first": responsibility.mT @ u,
+            "mass": responsibility.sum(-1),
+            "first": responsibility @ u,
             "second": weighted.mT @ u[..., None, :, :],
         }
         for name, value in new.items():
@@ -347,7 +349,7 @@ class OnlineDensity(nn.Module):
         dim = u.shape[-1]
         values = [log_slope - u.square().sum(-1) / 2 - dim / 2 * math.log(2 * math.pi)]
         for mixture in self.mixtures:
-            log_terms = mixture.model.components(u)[0]
+            log_terms = mixture.model.log_terms(u)
             values.append(log_slope + log_terms.logsumexp(-2))
             mixture.update(u, log_terms, lag(n, OF_MIXTURES * mixture.k * dim, self.decay))
         value = torch.stack(values, 1).sum(-1).nan_to_num(-1e30)
@@ -362,7 +364,7 @@ class OnlineDensity(nn.Module):
         """Mixtures that are not in use anew: expectation-maximisation does not leave a bad start."""
         if not self.mixtures:
             return
-        features = cluster_features(u, fit_gaussian(u), self.mixtures[-1].k)
+        features, _ = cluster_features(u, fit_gaussian(u), self.mixtures[-1].k)
         kinds = torch.arange(2, device=u.device).reshape(2, *[1] * self.choice.ndim)
         for i, mixture in enumerate(self.mixtures, 1):
             in_use = (self.choice == kinds * (1 + len(self.mixtures)) + i) & (self.steps > 0)
@@ -375,13 +377,13 @@ class OnlineDensity(nn.Module):
             self.moments.mean.new_zeros(2, *batch, 1),
             self.moments.mean.new_zeros(2, *batch, 1, dim),
             torch.eye(dim, dtype=torch.float64, device=self.choice.device).expand(2, *batch, 1, dim, dim),
-            self.moments.mean.new_full((2, *batch), math.inf),
+            None,
         )
         most = self.mixtures[-1].k if self.mixtures else 1
         models = [pad(model, most) for model in (gaussian, *(m.model for m in self.mixtures))]
-        names = ("log_weights", "means", "scales", "df")
+        names = ("log_weights", "means", "scales")
         parts = (torch.stack([getattr(m, name) for m in models], 1).flatten(0, 1) for name in names)
-        log_weights, means, scales, df = (_taken(part, self.choice) for part in parts)
+        log_weights, means, scales = (_taken(part, self.choice) for part in parts)
         kind = self.choice // len(models)
         factor, mean = _taken(self.mapped.factor(), kind), _taken(self.mapped.mean, kind)
         root = factor[..., None, :, :]
@@ -392,7 +394,7 @@ class OnlineDensity(nn.Module):
             self.shapes.table,
             mean,
             factor @ factor.mT,
-            EllipticalMixture(log_weights, mean[..., None, :] + means @ factor.mT, root @ scales @ root.mT, df),
+            EllipticalMixture(log_weights, mean[..., None, :] + means @ factor.mT, root @ scales @ root.mT, None),
         )
 
     def get_extra_state(self) -> dict[str, int]:
