@@ -157,6 +157,13 @@ class Adaptive:
     -----
     NoDensityWarning
         Where the samples have no density, or none that they resolve, with the reason and what to do.
+
+    Examples
+    --------
+    >>> x, e = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0))
+    >>> of_x, of_z = Adaptive().fit_pair(x, x + e)  # joint minus marginal score; that of z is x - z / 2
+    >>> of_z.shape
+    torch.Size([200, 3])
     """
 
     bandwidth: float | None = None

@@ -294,7 +294,7 @@ class Term(nn.Module):
         self.residuals = nn.ModuleDict()
         if dim < self.most:
             self.density = OnlineDensity(batch, dim, settings.components, settings.decay, n, like)
-            if settings.features:
+            if settings.features and dim * (dim + 1) <= self.most:  # a kernel resolves no more
                 count = settings.features
                 self.residuals = nn.ModuleDict(
                     {name: OnlineResidual(batch, size, count, like) for name, size in zip(names, sizes, strict=True)}
