@@ -75,7 +75,7 @@ class Streaming(nn.Module):
     torch.Size([64, 2])
     """
 
-    def __init__(self, decay: float = 0.9, components: int = 8, features: int = 256) -> None:
+    def __init__(self, decay: float = 0.9, components: int = 8, features: int = 128) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}")
