@@ -21,8 +21,8 @@ from . import partials, provenance, records
 # In the order of the book.
 NAMES: tuple[str, ...] = (
     *("bound-variance", "entropy-gradient", "score-quality", "mi-gradient", "toy", "score-estimators", "coordinates"),
-    *("memory", "accuracy", "optimise", "channels", "beyond", "infomax", "code-gradients", "bottleneck", "sampler-plane"),
-    *("sampler-high", "gan-plane", "gan-stacked", "wae", "implicit-posterior"),
+    *("memory", "accuracy", "optimise", "channels", "beyond", "infomax", "code-gradients", "bottleneck"),
+    *("sampler-plane", "sampler-high", "gan-plane", "gan-stacked", "wae", "implicit-posterior"),
 )
 
 # What the book lacks most comes first.

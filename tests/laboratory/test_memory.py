@@ -51,6 +51,14 @@ def test_samples_have_the_moments_of_their_density(family, generator):
     torch.testing.assert_close(u.mT.cov(), expected, rtol=0.03, atol=0.03)
 
 
+def test_signs_are_shared_by_the_coordinates(generator):
+    """E x z is zero, and the products of two coordinates have the mean 0.8^2."""
+    x, z = memory.draw_density("signs", 4, generator).sample(100_000, generator).chunk(2, -1)
+    product = x * z
+    torch.testing.assert_close(product.mean(0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=0.02)
+    assert float(product.prod(-1).mean()) == pytest.approx(0.64, abs=0.03)
+
+
 def test_an_unknown_family_is_refused(generator):
     with pytest.raises(ValueError, match="family"):
         memory.draw_density("cauchy", 4, generator)
