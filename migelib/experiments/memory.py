@@ -1,7 +1,7 @@
 r"""What a memory of past batches does: scores at standing parameters, and informations in the loop of an optimiser.
 
 The densities are none of the benchmark's. The settings of `Streaming` were chosen on other draws of pairs like "dense",
-"sinh" and "clusters", among others; none was on "signs". Explained in :doc:`/book/memory`.
+"sinh" and "clusters", among others, and none on "signs". Explained in :doc:`/book/memory`.
 """
 
 from __future__ import annotations
