@@ -21,7 +21,7 @@ from . import partials, provenance, records
 # In the order of the book.
 NAMES: tuple[str, ...] = (
     *("bound-variance", "entropy-gradient", "score-quality", "mi-gradient", "toy", "score-estimators", "coordinates"),
-    *("accuracy", "optimise", "channels", "beyond", "infomax", "code-gradients", "bottleneck", "sampler-plane"),
+    *("cost", "accuracy", "optimise", "channels", "beyond", "infomax", "code-gradients", "bottleneck", "sampler-plane"),
     *("sampler-high", "gan-plane", "gan-stacked", "wae", "implicit-posterior"),
 )
 
@@ -29,7 +29,7 @@ NAMES: tuple[str, ...] = (
 MISSING_ORDER: tuple[str, ...] = (
     *("infomax", "bottleneck", "wae", "gan-stacked", "sampler-plane", "sampler-high", "implicit-posterior"),
     *("gan-plane", "accuracy", "optimise", "channels", "code-gradients", "toy", "score-estimators", "bound-variance"),
-    *("mi-gradient", "beyond", "coordinates", "score-quality", "entropy-gradient"),
+    *("cost", "mi-gradient", "beyond", "coordinates", "score-quality", "entropy-gradient"),
 )
 
 
