@@ -69,12 +69,12 @@ class ThreeIndexSSGE:
         n = len(samples)
         differences = samples[:, None] - samples  # [n, n, d]
         distances = differences.square().sum(-1).sqrt()
-        width = distances[*torch.triu_indices(n, n, 1)].median()
+        width = distances.flatten().kthvalue(n * n // 2 + 1).values
         gram = self._kernel(differences, width)
         gradients = -differences / width**2 * gram[..., None]  # [n, n, d]
         eigenvalues, vectors = torch.linalg.eigh(gram)
-        share = eigenvalues.clamp_min(0).cumsum(0)
-        keep = share > (1 - self.energy) * share[-1]
+        below = eigenvalues.cumsum(0) - eigenvalues
+        keep = below > (1 - self.energy) * eigenvalues.sum()
         eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
         coefficients = -(n**0.5) * vectors.mT @ gradients.mean(0) / eigenvalues[:, None]
 
