@@ -110,13 +110,20 @@ class _Candidate:
 class Adaptive:
     r"""Maximum-likelihood score in coordinates where the density is simple: the default of the surrogates.
 
-    1. Every coordinate is standardised, or mapped to a Gaussian through its smoothed CDF (`transforms.Gaussianise`).
-    2. There a Gaussian, a Student-t or a mixture of Gaussians is fitted; a mixture from two spectral starts.
+    1. Every coordinate is standardised, or, where their distributions are not Gaussian by Shapiro and Francia's test,
+       mapped to a Gaussian through its smoothed CDF (`transforms.Gaussianise`).
+    2. There a Gaussian is fitted; a Student-t where the kurtosis asks for it, and a mixture of Gaussians, from two
+       spectral starts, where one of three tests sees more than one Gaussian (`mixtures.cluster_features`).
     3. Coordinates and family are those of the largest likelihood, less :math:`p / n` for p further parameters [Akaike,
        IEEE Transactions on Automatic Control 19, 1974] and, for the maps, leaving each sample out of its own CDF.
        A mixture must gain what `mixture_penalty` says.
-    4. Where the dimension is small, :math:`d (d + 1) \le n`, `SSGE` adds what Stein's identity finds missing in the
-       score; with a pair only where no single component will do, or where the samples are many times the functions.
+    4. Where the dimension is small, :math:`d (d + 1) \le n`, a ridge regression in random features (`Features`) adds
+       what Stein's identity finds missing in the score. For new points its ridge is chosen by leaving each sample out,
+       and there may be none; for the samples' own gradients (`at_samples`, `fit_pair`) it is hardly shrunk, and a pair
+       of which a single component will do has it only where held-out samples ask for it.
+
+    The choices are made on at most 1,024 samples, drawn with a fixed seed, and what is chosen is fitted to all, so that
+    the cost is linear in n.
 
     For a mutual information `fit_pair` fits one density to both variables jointly and takes the scores of the
     marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
@@ -150,6 +157,13 @@ class Adaptive:
     -----
     NoDensityWarning
         Where the samples have no density, or none that they resolve, with the reason and what to do.
+
+    Examples
+    --------
+    >>> x, e = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0))
+    >>> of_x, of_z = Adaptive().fit_pair(x, x + e)  # joint minus marginal score; that of z is x - z / 2
+    >>> of_z.shape
+    torch.Size([200, 3])
     """
 
     bandwidth: float | None = None

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..validation import decide
 from .features import Features, FeatureScore, solve
 from .mixtures import EllipticalMixture, cluster_features, fit_gaussian, fit_mixture, k_means, pad
 
@@ -24,7 +25,8 @@ ENOUGH = 4.0  # samples a coordinate of each component that the longest memory m
 PRIOR = 0.1  # share of d + 1 pseudo-samples of the pooled covariance in every component of a mixture
 CENTRES = 24  # of a coordinate's shape
 FIRST_STEPS = 10  # of expectation-maximisation where a mixture starts on one batch
-RESTART = 20  # batches after which mixtures that are not in use start anew
+RESTART = 20  # batches after which mixtures that are not in use start anew ...
+LOOK = 5  # ... and after which a test looks for more than one Gaussian, where there was none
 HYSTERESIS = 10.0  # nats by which another density must be ahead
 
 
@@ -301,7 +303,7 @@ class OnlineDensity(nn.Module):
 
     def __init__(self, batch: tuple[int, ...], dim: int, components: int, decay: float, n: int, like: Tensor) -> None:
         super().__init__()
-        self.decay, self.steps = decay, 0
+        self.decay, self.steps, self.is_mixed = decay, 0, False
         sizes = [2**i for i in range(1, components.bit_length())]
         sizes = [k for k in sizes if n / (1 - decay) >= ENOUGH * k * (dim + 1)]
         self.moments, self.mapped = Moments(batch, dim, like), Moments((2, *batch), dim, like)
@@ -331,7 +333,7 @@ class OnlineDensity(nn.Module):
         if known:
             correlation = self.mapped.scale()[..., 0, :].log() - factor.diagonal(dim1=-2, dim2=-1).log()
             self._judge(u, log_slope + correlation.sum(-1)[..., None], n)
-        if self.steps % RESTART == 0:
+        if self.steps % (RESTART if self.is_mixed else LOOK) == 0:
             self._restart(u)
         self.steps += 1
 
@@ -349,6 +351,9 @@ class OnlineDensity(nn.Module):
         dim = u.shape[-1]
         values = [log_slope - u.square().sum(-1) / 2 - dim / 2 * math.log(2 * math.pi)]
         for mixture in self.mixtures:
+            if not self.is_mixed:
+                values.append(values[0] - 1)  # not chosen, and soon forgotten
+                continue
             log_terms = mixture.model.log_terms(u)
             values.append(log_slope + log_terms.logsumexp(-2))
             mixture.update(u, log_terms, lag(n, OF_MIXTURES * mixture.k * dim, self.decay))
@@ -361,14 +366,18 @@ class OnlineDensity(nn.Module):
         self.choice = torch.where(ahead, index, self.choice)
 
     def _restart(self, u: Float[Tensor, "2 *batch n d"]) -> None:
-        """Mixtures that are not in use anew: expectation-maximisation does not leave a bad start."""
+        """Mixtures not in use anew, as expectation-maximisation does not leave a bad start; none, if none is seen."""
         if not self.mixtures:
             return
-        features, _ = cluster_features(u, fit_gaussian(u), self.mixtures[-1].k)
+        features, shown = cluster_features(u, fit_gaussian(u), self.mixtures[-1].k)
         kinds = torch.arange(2, device=u.device).reshape(2, *[1] * self.choice.ndim)
+        families = 1 + len(self.mixtures)
+        in_use = (self.choice // families == kinds) & (self.choice % families > 0)
+        self.is_mixed = decide((shown | in_use).any())
+        if not self.is_mixed:
+            return
         for i, mixture in enumerate(self.mixtures, 1):
-            in_use = (self.choice == kinds * (1 + len(self.mixtures)) + i) & (self.steps > 0)
-            mixture.start(u, features, ~in_use)
+            mixture.start(u, features, ~(in_use & (self.choice % families == i)) | (self.steps == 0))
 
     def chosen(self) -> ChosenDensity:
         """The density in use, fixed as it is now."""
@@ -397,13 +406,13 @@ class OnlineDensity(nn.Module):
             EllipticalMixture(log_weights, mean[..., None, :] + means @ factor.mT, root @ scales @ root.mT, None),
         )
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Number of batches seen, a part of `state_dict`."""
-        return {"steps": self.steps}
+    def get_extra_state(self) -> dict[str, int | bool]:
+        """Number of batches seen, and whether mixtures are learnt, a part of `state_dict`."""
+        return {"steps": self.steps, "is_mixed": self.is_mixed}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: dict[str, int | bool]) -> None:
         """Set what `get_extra_state` returned."""
-        self.steps = state["steps"]
+        self.steps, self.is_mixed = state["steps"], state["is_mixed"]
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Streaming(nn.Module):
     torch.Size([64, 2])
     """
 
-    def __init__(self, decay: float = 0.9, components: int = 8, features: int = 256) -> None:
+    def __init__(self, decay: float = 0.9, components: int = 8, features: int = 128) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}")
@@ -294,7 +294,7 @@ class Term(nn.Module):
         self.residuals = nn.ModuleDict()
         if dim < self.most:
             self.density = OnlineDensity(batch, dim, settings.components, settings.decay, n, like)
-            if settings.features:
+            if settings.features and dim * (dim + 1) <= self.most:  # a kernel resolves no more
                 count = settings.features
                 self.residuals = nn.ModuleDict(
                     {name: OnlineResidual(batch, size, count, like) for name, size in zip(names, sizes, strict=True)}

@@ -160,7 +160,7 @@ def test_a_gradient_is_clipped_seed_by_seed():
     assert weights[1].grad.tolist() == pytest.approx([0, 1])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "streaming"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_seed_does_not_depend_on_others(method):
     config = replace(CELL, methods=(method,), goals=("max",))
     (alone,) = optimised(config, [5], CPU)

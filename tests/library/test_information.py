@@ -17,7 +17,6 @@ from migelib import (
     entropy,
     mutual_information,
 )
-from migelib.scores import AdaptiveScore
 from migelib.tasks import CorrelatedGaussian
 from migelib.transforms import Composition, Gaussianise, Whitening
 
@@ -28,9 +27,8 @@ DENSITIES = {
     "whitened": Transformed(Whitening(), KDE()),
     "gaussianised": Transformed(Composition([Gaussianise(), Whitening()]), GaussianScore()),
     "selected": Selected([GaussianScore(), KDE()]),
+    "adaptive": Adaptive(),
 }
-if hasattr(AdaptiveScore, "log_density"):
-    DENSITIES["adaptive"] = Adaptive()
 
 
 def samples(n=60, d=2, batch=(), seed=0):

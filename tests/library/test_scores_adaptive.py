@@ -246,6 +246,22 @@ def test_at_new_points_it_is_not_far_behind_the_better_of_gaussian_and_ssge(name
     assert errors[0] < 1.5 * min(errors[1:])  # with an unshrunk residual everywhere five times, for Gaussian samples
 
 
+def test_the_residual_at_its_own_samples_takes_their_noise_out_of_an_entropy():
+    """x = e + a tanh 2e in the plane, d H(x) / d a = 2 E[2 sech^2 2e / (1 + 2a sech^2 2e)]: truth by quadrature."""
+    axis = torch.linspace(-8, 8, 2001, dtype=torch.float64)
+    bump = torch.cosh(2 * axis) ** -2
+    truth = 2 * torch.trapezoid(torch.exp(-axis.square() / 2) / math.sqrt(2 * math.pi) * 2 * bump / (1 + bump), axis)
+    errors = []
+    for seed in range(8):
+        e = torch.randn(256, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x, slope = e + torch.tanh(2 * e) / 2, torch.tanh(2 * e)
+        scores = Adaptive().at_samples(x), Adaptive().fit(x)(x), SSGE().fit(x)(x)
+        errors.append([float(-(score * slope).sum(-1).mean() / truth - 1) ** 2 for score in scores])
+    own, new, ssge = torch.tensor(errors).mean(0).sqrt()
+    assert own < 0.7 * new
+    assert own < 0.5 * ssge
+
+
 @pytest.mark.parametrize("skew", [0.0, 1.0])
 def test_log_density_is_a_density_whose_gradient_is_the_score(skew):
     x = torch.randn(200, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -284,6 +300,15 @@ def test_log_ratio_is_that_of_the_gaussian_and_free_of_maps():
     torch.testing.assert_close(ratio.mean(), plug_in, rtol=1e-6, atol=1e-6)
     mapped = Adaptive(components=1).log_ratio(x, torch.asinh(2 * z)).mean()
     assert abs(mapped - plug_in) < 0.1 * plug_in
+
+
+def test_plain_gaussians_get_no_other_family():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    u = torch.randn(100, 200, 8, generator=generator, dtype=torch.float64) @ mix
+    fitted = Adaptive().fit(u)
+    other = (fitted.choice > 0) | torch.isfinite(fitted.model.df)
+    assert int((other | (torch.isfinite(fitted.model.log_weights).sum(-1) > 1)).sum()) <= 2
 
 
 def test_many_samples_get_what_fewer_get_at_linear_cost(monkeypatch):
