@@ -181,7 +181,7 @@ class Config:
     methods: tuple[str, ...] = METHODS
     batches: int = 3
     repeats: int = 5
-    seconds: float = 1.0
+    seconds: float = 0.5
     entries: int = 2**28
 
     def methods_at(self, n: int, dim: int) -> tuple[str, ...]:
@@ -196,7 +196,7 @@ def cross(ns: tuple[int, ...], dim: int, n: int, dims: tuple[int, ...]) -> tuple
 
 PROFILES = {
     "quick": Config(seeds=3, sizes=cross((64, 128, 256, 512), 16, 256, (64,)), repeats=3, seconds=0.2),
-    "cpu": Config(seeds=3, sizes=cross((64, 128, 256, 512, 1024, 2048, 4096), 16, 256, (4, 16, 64, 256))),
+    "cpu": Config(seeds=3, sizes=cross((64, 128, 256, 512, 1024, 2048, 4096), 16, 256, (4, 16, 64, 256)), repeats=3),
     "full": Config(seeds=5, sizes=cross((64, 128, 256, 512, 1024, 2048, 4096, 8192), 16, 256, (4, 16, 64, 256))),
 }
 STUDIES: dict[str, Config] = {}
