@@ -109,6 +109,16 @@ def test_calls_end_at_the_number_or_at_the_time(monkeypatch):
     assert len(calls) == 3 + 2
 
 
+def test_only_one_of_the_two_defaults_sees_clusters(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cost, "seconds_of", lambda step, samples, device: seen.setdefault(step, samples) and 1.0)
+    monkeypatch.setattr(cost, "peak_bytes", lambda *_: 1)
+    cost.measure(replace(SMALL, methods=("adaptive", "adaptive-gaussian")), 500, 2, 0, CPU)
+    clusters, gaussian = (float(x.abs().mean()) for x, _ in seen.values())
+    assert clusters == pytest.approx(4, abs=0.2)
+    assert gaussian == pytest.approx((2 / np.pi) ** 0.5, abs=0.1)
+
+
 def test_sizes_are_the_parts_and_the_largest_leave_out_the_plain_implementation():
     config = replace(SMALL, sizes=((16, 2), (32, 2)), entries=2 * 16 * 16 * 2)
     assert [part.sizes for part in cost.units(config)] == [((16, 2),), ((32, 2),)]
