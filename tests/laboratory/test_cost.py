@@ -139,3 +139,16 @@ def test_growth_is_the_exponent_in_what_differs():
     assert cost.growth(record, "ssge", (8, 2), (32, 2)) == pytest.approx(3)
     assert cost.growth(record, "ssge", (8, 2), (8, 4)) == pytest.approx(1)
     assert np.isnan(cost.cost(record, "kde", 8, 2))
+
+
+def test_recorded_costs_say_what_the_chapter_says():
+    record = records.load("cost", "cpu", records.published())
+    ends = (512, 16), (2048, 16)
+    for name in ("ssge", "stein", "tikhonov", "nu", "landweber", "kde", "three-index"):
+        assert cost.growth(record, name, *ends, "bytes") == pytest.approx(2, abs=0.1)
+    for name in ("gaussian", "adaptive", "streaming"):
+        assert cost.growth(record, name, *ends, "bytes") < 1.1
+        assert cost.growth(record, name, *ends) < 1.1 < 1.9 < cost.growth(record, "stein", *ends)
+    ratio = [cost.cost(record, name, 2048, 16, "bytes") for name in ("three-index", "ssge")]
+    assert ratio[0] / ratio[1] == pytest.approx(19, abs=1)
+    assert cost.cost(record, "ssge", 2048, 16) > 8 * cost.cost(record, "ssge", 256, 16)
