@@ -216,7 +216,7 @@ def test_nbval_fails_when_a_reference_number_is_changed(tmp_path, factor):
 LEAST_SEEDS = {
     "infomax": 3,
     "cost": 3,
-}  # a seed trains a network per method, or takes medians; others have five or more
+}  # a seed trains a network a method, or takes medians; others have five or more
 
 
 @pytest.mark.parametrize("pair", records.available(records.published()), ids="/".join)
