@@ -119,15 +119,16 @@ def with_width(
         found = median_factor * _median_distance(samples, extent)
     else:
         found = samples.new_full(samples.shape[:-2], width)
-    if samples.dtype == torch.float32 and decide((extent.amax((-2, -1)) / FAR > found).any()):
-        return with_width(samples.double(), width, median_factor)
+    is_far = (extent.amax((-2, -1)) / FAR > found).any() & (samples.dtype == torch.float32)
     require(
-        (found != 0).all(),
+        (found != 0).all() | is_far,
         lambda: ValueError(
             f"samples: at least half of the pairs coincide (shape {tuple(samples.shape)}), so the median distance "
             "is 0 and no kernel width; pass width=..."
         ),
     )
+    if samples.dtype == torch.float32 and decide(is_far):
+        return with_width(samples.double(), width, median_factor)
     return samples, found
 
 

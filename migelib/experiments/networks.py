@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..validation import check_count
 
 
-class Features(NamedTuple):
+class LayerFeatures(NamedTuple):
     """What `DeepInfoMaxEncoder` returns.
 
     Attributes
@@ -88,11 +88,11 @@ class DeepInfoMaxEncoder(nn.Module):
         self.y = nn.Linear(hidden, code)
         self.conv_dim = flat
 
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Features:
+    def forward(self, images: Float[Tensor, "n c h w"]) -> LayerFeatures:
         """Features of the three layers."""
         conv = self.conv(images)
         fc = self.fc(conv.flatten(1))
-        return Features(conv, fc, self.y(fc))
+        return LayerFeatures(conv, fc, self.y(fc))
 
 
 def digit_classifier(side: int) -> nn.Sequential:

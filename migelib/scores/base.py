@@ -12,8 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..validation import decide
-
 Score = TypeVar("Score")
 
 
@@ -100,16 +98,17 @@ def outside_inference_mode() -> AbstractContextManager:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-def with_values(score: Score, values: Float[Tensor, "*batch n d"]) -> Score:
-    """Give a score that was just fitted its values at its samples; a copy by `dataclasses.replace` has none."""
+def with_values(score: Score, values: Float[Tensor, "*batch n d"], samples: Float[Tensor, "*batch n d"]) -> Score:
+    """Give a score its values at the very tensor it was fitted to; a copy by `dataclasses.replace` has none."""
     object.__setattr__(score, "values", values)
+    if not (samples.requires_grad or samples.is_inference()):  # neither a graph is kept, nor what has no version
+        object.__setattr__(score, "own", (samples, samples._version))
     return score
 
 
 def at_samples(score: Score, points: Float[Tensor, "*batch m d"]) -> bool:
-    """Whether the points are the score's samples, whose values it knows, and no derivative in them is asked for."""
-    if score.values is None or points.shape != score.samples.shape:
+    """Whether the points are the tensor that the score was fitted to, unchanged: no value is looked at for that."""
+    samples, version = getattr(score, "own", (None, 0))
+    if points is not samples or points._version != version:
         return False
-    if (points.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(points).tangent is not None:
-        return False
-    return decide((points == score.samples).all())
+    return not points.requires_grad and forward_ad.unpack_dual(points).tangent is None

@@ -143,19 +143,20 @@ class KernelEstimator:
     def _fit(self, samples: Tensor, base: Tensor | None) -> KernelScore:
         check_samples(samples)
         check_spread(samples)
-        dtype = samples.dtype
-        samples, width = with_width(samples.detach().clone(), self.width, self.median_factor)
-        return self._fitted(samples, width, None if base is None else base.to(samples), dtype)
+        own, width = with_width(samples.detach().clone(), self.width, self.median_factor)
+        score, values = self._fitted(own, width, None if base is None else base.to(own), samples.dtype)
+        return with_values(score, values, samples)
 
-    def _fitted(self, samples: Tensor, width: Tensor, base: Tensor | None, dtype: torch.dtype) -> KernelScore:
+    def _fitted(
+        self, samples: Tensor, width: Tensor, base: Tensor | None, dtype: torch.dtype
+    ) -> tuple[KernelScore, Tensor]:
         kernel = VectorKernel(samples, samples, width, self.kernel, self.curl_free)
         target = _target(kernel, base)
         weight, coefficients = self._solve(kernel, target)
         values = weight * target + kernel.apply(coefficients)
         if base is not None:
             coefficients = coefficients + weight / samples.shape[-2] * base
-        score = KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, dtype)
-        return with_values(score, values)
+        return KernelScore(samples, width, coefficients, weight, self.kernel, self.curl_free, dtype), values
 
     def _solve(self, kernel: VectorKernel, target: Tensor) -> tuple[float, Tensor]:
         """Weight a and coefficients c with -g(L) zeta = a zeta + sum_j K(., x_j) c_j, from zeta's values."""
@@ -280,10 +281,12 @@ class Stein(KernelEstimator):
         super().__post_init__()
         check_positive(self.ridge, "ridge")
 
-    def _fitted(self, samples: Tensor, width: Tensor, base: Tensor | None, dtype: torch.dtype) -> SteinScore:
+    def _fitted(
+        self, samples: Tensor, width: Tensor, base: Tensor | None, dtype: torch.dtype
+    ) -> tuple[SteinScore, Tensor]:
         kernel = VectorKernel(samples, samples, width, self.kernel, False)
         values = -samples.shape[-2] * _ridge_solution(kernel, _target(kernel, base), self.ridge)
-        return SteinScore(samples, width, values, base, self.ridge, self.kernel, dtype)
+        return SteinScore(samples, width, values, base, self.ridge, self.kernel, dtype), values
 
 
 @dataclass(frozen=True)

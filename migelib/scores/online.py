@@ -35,7 +35,7 @@ def lag(n: int, wanted: float, most: float) -> float:
     return min(most, max(0.0, 1 - n / wanted))
 
 
-class Moments(nn.Module):
+class OnlineMoments(nn.Module):
     """Mean and covariance of decaying sums, merged without cancellation."""
 
     def __init__(self, batch: tuple[int, ...], dim: int, like: Tensor) -> None:
@@ -72,7 +72,7 @@ class Moments(nn.Module):
         return torch.linalg.cholesky_ex((1 - weight) * self.covariance + torch.diag_embed(ridge))[0]
 
 
-class Shapes(nn.Module):
+class OnlineShapes(nn.Module):
     r"""Shape of every coordinate: means of the quantile function over fixed shares, averaged over batches.
 
     A quantile function is linear in location and scale, so the average over batches, each standardised by its own
@@ -136,7 +136,7 @@ class Shapes(nn.Module):
 def evaluate_shapes(
     table: Float[Tensor, "4 *batch d k"], s: Float[Tensor, "*batch n d"]
 ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
-    """The map that `Shapes` tabulates and two derivatives, at standardised points; linear beyond the knots."""
+    """The map that `OnlineShapes` tabulates and two derivatives, at standardised points; linear beyond the knots."""
     x = s.mT.contiguous()
     knots = table[0]
     inner = torch.minimum(torch.maximum(x, knots[..., :1]), knots[..., -1:])
@@ -306,8 +306,8 @@ class OnlineDensity(nn.Module):
         self.decay, self.steps, self.is_mixed = decay, 0, False
         sizes = [2**i for i in range(1, components.bit_length())]
         sizes = [k for k in sizes if n / (1 - decay) >= ENOUGH * k * (dim + 1)]
-        self.moments, self.mapped = Moments(batch, dim, like), Moments((2, *batch), dim, like)
-        self.shapes = Shapes(batch, dim, like)
+        self.moments, self.mapped = OnlineMoments(batch, dim, like), OnlineMoments((2, *batch), dim, like)
+        self.shapes = OnlineShapes(batch, dim, like)
         self.mixtures = nn.ModuleList(OnlineMixture((2, *batch), dim, k, like) for k in sizes)
         self.register_buffer("evidence", _zeros(like, 2, 1 + len(sizes), *batch))
         self.register_buffer("choice", torch.zeros(batch, dtype=torch.long, device=like.device))

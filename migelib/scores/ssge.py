@@ -115,11 +115,12 @@ class SSGE:
                 f"n_eigen: expected at most n = {n} for samples {tuple(samples.shape)}, got {self.n_eigen}"
             )
         dtype = samples.dtype
+        given = samples
         samples, width = with_width(samples.detach().clone(), self.width, self.median_factor)
         unit = width[..., None, None]  # squares of widths and scores would not stay in range
         places, _ = in_widths(samples, samples, width)
         coefficients, values, kept = self._solve(places, None if base is None else base * unit)
-        return with_values(SpectralScore(samples, width, coefficients / unit, kept, dtype), values / unit)
+        return with_values(SpectralScore(samples, width, coefficients / unit, kept, dtype), values / unit, given)
 
     def _solve(self, samples: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients of the score, its values at the samples, and how many eigenvalues were kept; width one."""

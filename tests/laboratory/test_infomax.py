@@ -16,7 +16,7 @@ from migelib.experiments.infomax.networks import pca
 from migelib.experiments.infomax.objectives import Batch, MomentMige, MovingMoments
 from migelib.experiments.infomax.training import Trainer, train
 from migelib.experiments.metrics import effective_rank
-from migelib.experiments.networks import DeepInfoMaxEncoder, Features
+from migelib.experiments.networks import DeepInfoMaxEncoder, LayerFeatures
 from migelib.experiments.randomness import Streams, stream
 from migelib.scores import GaussianScore
 from migelib.tasks import CorrelatedGaussian
@@ -210,7 +210,7 @@ def test_prior_matching_trains_discriminator_and_encoder_against_each_other(imag
     objective = objective_of("jsd-prior", images, config=replace(SMALL, prior_weight=1.0))
     objective.bound = lambda critic: critic.sum((-2, -1)) * 0
     y = torch.randn(1, 64, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    features = Features(torch.randn(1, 64, 8, 7, 7), torch.zeros(1, 64, 16), y)
+    features = LayerFeatures(torch.randn(1, 64, 8, 7, 7), torch.zeros(1, 64, 16), y)
     index = torch.arange(64)[None]
     batch = Batch(index, images.x_train[index], images.y_train[index], features, Streams([0], "noise"))
     (gradient,) = torch.autograd.grad(objective(batch).sum(), y)

@@ -308,8 +308,9 @@ def test_any_scale_of_the_samples_has_its_score(estimator, dtype, generator):
     plain = [fitted(samples), fitted(points)]
     for scale in [2.0**k for k in (-99, -66, -33, 33, 66, 99)] + [1e-30, 1e30]:
         exact = math.log2(scale).is_integer()
-        moved = estimator.fit(scale * samples)
-        values = [scale * moved(scale * samples), scale * moved(scale * points)]
+        scaled = scale * samples
+        moved = estimator.fit(scaled)
+        values = [scale * moved(scaled), scale * moved(scale * points)]
         if estimator in (DenoisingScore(), RatioScore()) and not exact:  # training amplifies rounding
             continue
         # A power of two changes no digit of the samples. Any other may: conjugate gradients then stop elsewhere.
@@ -337,7 +338,8 @@ def test_a_far_sample_in_single_precision(estimator, n, far, generator):
     """It cost the others' distances their digits: curl-free Tikhonov was NaN, Tikhonov's factorisation failed."""
     samples = torch.randn(n, 1, generator=generator)
     samples[0] = far
-    double = estimator.fit(samples.double())(samples.double())
+    exact = samples.double()
+    double = estimator.fit(exact)(exact)
     torch.testing.assert_close(estimator.fit(samples)(samples), double.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -345,5 +347,6 @@ def test_a_far_sample_in_single_precision(estimator, n, far, generator):
 def test_far_clusters_in_single_precision(estimator, generator):
     samples = torch.randn(60, 2, generator=generator)
     samples[40:] += 1e6
-    double = estimator.fit(samples.double())(samples.double())
+    exact = samples.double()
+    double = estimator.fit(exact)(exact)
     torch.testing.assert_close(estimator.fit(samples)(samples), double.float(), rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from migelib import (
     entropy_surrogate,
     mutual_information_surrogate,
 )
-from migelib.scores.online import Moments, Shapes, evaluate_shapes, lag
+from migelib.scores.online import OnlineMoments, OnlineShapes, evaluate_shapes, lag
 
 
 def pairs(seed, n=256, d=4, slope=1.0, **options):
@@ -42,7 +42,7 @@ def test_a_lag_holds_the_samples_wanted():
 def test_moments_are_those_of_all_samples_by_their_weights():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(50, 3, generator=g).double() + 100, 2 * torch.randn(80, 3, generator=g).double() + 100
-    moments = Moments((), 3, a)
+    moments = OnlineMoments((), 3, a)
     moments.update(a, 0.5)
     moments.update(b, 0.5)
     weights = torch.cat([torch.full((50,), 0.5), torch.ones(80)]).double()
@@ -55,7 +55,7 @@ def test_a_map_makes_its_samples_gaussian_and_knows_its_derivatives():
     u = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()
     y = torch.sinh(u)
     y = (y - y.mean(0)) / y.std(0)
-    shapes = Shapes((), 1, y)
+    shapes = OnlineShapes((), 1, y)
     shapes.update(y, 0.0)
     mapped, slope, curvature = evaluate_shapes(shapes.table, y)
     inner = u.abs() < 2.5

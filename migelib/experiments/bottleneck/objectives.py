@@ -41,7 +41,7 @@ class Minibatch(NamedTuple):
 class Penalty:
     """What is added to the cross-entropy: called with a batch, a scalar whose gradient is that of a measure.
 
-    It is summed over the seeds, whose networks have nothing in common. The value of a score-based one means nothing.
+    It is summed over the seeds, whose networks have nothing in common. The value of a score-based one is no measure.
 
     Parameters
     ----------

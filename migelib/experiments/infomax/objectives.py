@@ -18,7 +18,7 @@ from ...kernels import median_distance
 from ...scores import SSGE
 from ...surrogates import mutual_information_surrogate
 from ..data import Images
-from ..networks import Features
+from ..networks import LayerFeatures
 from ..randomness import Streams, seeded, stream
 from ..training import Stack, cross_entropy, own_rows
 from .networks import MapMaker, ShortcutCritic, leading, new_encoder, patch_projection, pixel_projection
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     index: Int[Tensor, "seeds n"]
     images: Float[Tensor, "seeds n c h w"]
     labels: Int[Tensor, "seeds n"]
-    features: Features
+    features: LayerFeatures
     noise: Streams
 
 
