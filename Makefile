@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: book browser test lint run lowest newest clean
+.PHONY: book browser test lint run address lowest newest clean
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build -W -n --keep-going .
@@ -34,6 +34,10 @@ lint: $(INSTALLED)
 
 run: $(INSTALLED)
 	$(BIN)/python tools/execute.py book/*.ipynb
+
+# Moves the project: rewrites its address wherever it stands.
+address:
+	$(PYTHON) tools/address.py $(URL)
 
 lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest

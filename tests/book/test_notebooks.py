@@ -151,6 +151,13 @@ def test_every_chapter_begins_with_the_same_code():
     assert len({"".join(notebook["cells"][1]["source"]) for notebook in notebooks}) == 1
 
 
+def test_the_template_is_a_chapter_but_for_its_run():
+    template = json.loads((ROOT / "tools" / "chapter.ipynb").read_text())
+    assert defects(template) == ["cells were not run, or not in order"]
+    assert template["cells"][1]["source"] == json.loads(NOTEBOOKS[0].read_text())["cells"][1]["source"]
+    assert addresses(template)[-1] == f"{URLS['Documentation']}/book/SLUG.html"
+
+
 def test_every_chapter_is_in_the_table_of_contents():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
