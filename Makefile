@@ -37,6 +37,7 @@ run: $(INSTALLED)
 
 # Moves the project: rewrites its address wherever it stands.
 address:
+	@test -n "$(URL)" || { echo "Name the address: make address URL=https://github.com/OWNER/NAME"; exit 1; }
 	$(PYTHON) tools/address.py $(URL)
 
 lowest: RESOLUTION = lowest-direct

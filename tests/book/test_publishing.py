@@ -21,9 +21,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 URLS = PROJECT["urls"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
-FOUND = re.compile(
-    r"github\.com/[\w.-]+/migelib\b|[\w-]+\.github\.io/[\w.-]+|research\.google\.com/github/[\w.-]+/[\w.-]+"
-)
+NAME = URLS["Repository"].rsplit("/", 1)[1]
+FOUND = re.compile(rf"(?:github\.com/[\w.-]+/|[\w-]+\.github\.io/|research\.google\.com/github/[\w.-]+/){NAME}\b")
 
 
 def copies(text: str) -> set[str]:
@@ -44,14 +43,17 @@ def test_the_address_is_the_same_everywhere():
 
 
 def test_a_move_changes_every_copy():
-    new = {"Repository": "https://github.com/Me/thing", "Documentation": address.pages("https://github.com/Me/thing")}
+    new = {
+        "Repository": "https://github.com/Elsewhere/another-name",
+        "Documentation": address.pages("https://github.com/Elsewhere/another-name"),
+    }
     text = (ROOT / "README.md").read_text() + (ROOT / "book" / "toy-gradients.ipynb").read_text()
     assert copies(text)
     moved = address.moved(text, URLS, new)
     assert not copies(moved) & copies(text)
-    assert "git+https://github.com/Me/thing@main" in moved
-    assert "https://me.github.io/thing/book/toy-gradients.html" in moved
-    assert "https://colab.research.google.com/github/Me/thing/blob/main/" in moved
+    assert "git+https://github.com/Elsewhere/another-name@main" in moved
+    assert "https://elsewhere.github.io/another-name/book/toy-gradients.html" in moved
+    assert "https://colab.research.google.com/github/Elsewhere/another-name/blob/main/" in moved
 
 
 @pytest.mark.parametrize("url", ["", "https://example.org/a/b", "https://github.com/a"])
