@@ -4,20 +4,8 @@ import sys
 
 # The packages of the extras `experiments` and `book`, by the names that they are imported under.
 FORBIDDEN = {
-    *(
-        "IPython",
-        "bokeh",
-        "jupyter_book",
-        "matplotlib",
-        "mlxtend",
-        "pandas",
-        "pooch",
-        "scipy",
-        "seaborn",
-        "sklearn",
-        "sphinx",
-    ),
-    *("tqdm", "zuko"),
+    *("IPython", "jupyter_book", "matplotlib", "mlxtend", "pandas", "pooch", "scipy", "seaborn", "sklearn", "sphinx"),
+    *("bokeh", "tqdm", "zuko"),
 }
 
 
