@@ -25,11 +25,11 @@ METRICS = {"wells": "1", "near": "%"}
 FLOORS = {"wells": 1.0, "near": 1.0}  # whole wells; and a share of 20,000 samples of networks that differ
 
 WELLS, RADIUS, SPREAD = 8, 2.0, 0.4
-SHOWN = 200
+SHOWN = 150
 
 METHODS: dict[str, ScoreEstimator | None] = {
-    "ssge": SSGE(),
     "tikhonov": Tikhonov(ridge=1e-3, median_factor=0.25),
+    "ssge": SSGE(),
     "default": None,
 }
 
@@ -46,12 +46,14 @@ class Config:
         Score estimators, of `METHODS`.
     betas : tuple of float
         Weights of the entropy; 0 is no entropy term.
+    watched : tuple of float
+        Those of which samples are kept for a picture.
     steps, n, learning_rate, width, noise_dim :
         Training by Adam, samples a step, and the network.
     evaluation : int
         Samples that the trained network is judged by.
     snapshots : int
-        Moments of the training, evenly spaced, at which samples are kept for a picture.
+        Moments of the training, evenly spaced, at which they are kept.
 
     Raises
     ------
@@ -60,13 +62,14 @@ class Config:
     """
 
     seeds: int
-    methods: tuple[str, ...] = ("ssge",)
-    betas: tuple[float, ...] = (0.0, 0.1, 1.0, 10.0)
+    methods: tuple[str, ...] = ("tikhonov",)
+    betas: tuple[float, ...] = (0.0, 1.0, 10.0)
+    watched: tuple[float, ...] = (0.0, 1.0)
     steps: int = 300
     n: int = 256
     learning_rate: float = 3e-3
     width: int = 64
-    noise_dim: int = 4
+    noise_dim: int = 8
     evaluation: int = 20_000
     snapshots: int = 31
 
@@ -76,8 +79,8 @@ class Config:
 
 
 PROFILES = {
-    "quick": Config(seeds=3),
-    "full": Config(seeds=5, methods=("ssge", "tikhonov"), betas=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+    "quick": Config(seeds=5),
+    "full": Config(seeds=5, methods=("tikhonov", "ssge"), betas=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
 }
 STUDIES: dict[str, Config] = {}
 
@@ -103,7 +106,9 @@ def _run_seed(config: Config, seed: int, device: torch.device) -> Result:
     for method in config.methods:
         for beta in config.betas:
             name = f"{method}/beta-{beta:g}"
-            samples, curves[f"{name}/snapshots"] = train(method, beta, config, seed, device)
+            samples, snapshots = train(method, beta, config, seed, device)
+            if beta in config.watched:
+                curves[f"{name}/snapshots"] = snapshots
             quantities |= {f"{name}/{metric}": value for metric, value in found(samples).items()}
     return quantities, curves
 
