@@ -18,7 +18,13 @@ from .interactive import INK, Layer, LiveFigure, Panel, Slider
 from .randomness import stream
 from .records import Record
 
-LABELS = {"exact": "exact scores", "mige": "MIGE (SSGE)", "mine-dv": "Donsker–Varadhan", "mine-f": "MINE-f"}
+# Of the methods of `toy`: how the legend names them, and their colours in the book.
+LEGEND = {
+    "exact": ("exact scores", "#949494"),
+    "mige": ("MIGE (SSGE)", "#0173b2"),
+    "mine-dv": ("Donsker–Varadhan", "#cc78bc"),
+    "mine-f": ("MINE-f", "#ca9161"),
+}
 
 
 def two_clusters(points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -156,19 +162,18 @@ def toy_estimates(record: Record) -> LiveFigure:
     dims = record.config["dims"]
     means = {
         method: np.stack([record.curves[f"{method}/d{dim}/gradient"].mean(0) / dim for dim in dims])
-        for method in LABELS
+        for method in LEGEND
     }
     grids = {method: _correlations(record, values.shape[-1]) for method, values in means.items()}
     chosen = grids["mige"][grids["mige"] > 0.1]
     curves, ratios = [], []
-    for index, (method, label) in enumerate(LABELS.items()):
-        style = {"color": f"C{index}", "size": 2.0}
+    for method, (label, color) in LEGEND.items():
         values = np.broadcast_to(means[method][:, None], (len(dims), len(chosen), means[method].shape[-1]))
-        curves.append(Layer("line", {"x": grids[method], "y": values}, label, **style))
+        curves.append(Layer("line", {"x": grids[method], "y": values}, label, color))
         at_chosen = np.stack([np.interp(chosen, grids[method], curve) for curve in means[method]], axis=-1)
         ratio = np.broadcast_to(at_chosen / information_slope(chosen)[:, None], (len(dims), *at_chosen.shape))
-        ratios.append(Layer("line", {"x": np.asarray(dims), "y": ratio}, **style))
-        ratios.append(Layer("dots", {"x": np.asarray(dims), "y": ratio}, color=f"C{index}", size=6))
+        ratios.append(Layer("line", {"x": np.asarray(dims), "y": ratio}, color=color))
+        ratios.append(Layer("dots", {"x": np.asarray(dims), "y": ratio}, color=color, size=6))
     fine = np.linspace(*_correlations(record, 2), 81)
     edge = np.array([-1e3, 1e3])
     marker = np.broadcast_to(chosen[None, :, None], (len(dims), len(chosen), 2))

@@ -32,7 +32,7 @@ class Layer:
     kind : str
         "line", "dots" or "arrows".
     data : dict of array
-        x and y, and of arrows u and v: each [*settings, points], one axis a slider, or [points] where no slider
+        x and y, and of arrows u and v: each ``[*settings, points]``, one axis a slider, or ``[points]`` where no slider
         changes it.
     label : str
         In the legend; none where empty.
