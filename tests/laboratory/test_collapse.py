@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,7 @@ def test_seeds_do_not_depend_on_each_other():
     alone = collapse.run_seeds(TINY, None, [5], CPU)
     assert together[1][0] == alone[0][0]
     snapshots = together[1][1]
+    np.testing.assert_array_equal(snapshots["tikhonov/beta-1/snapshots"], alone[0][1]["tikhonov/beta-1/snapshots"])
     assert {*snapshots} == {"tikhonov/beta-0/snapshots", "tikhonov/beta-1/snapshots"}
     assert snapshots["tikhonov/beta-1/snapshots"].shape == (3, collapse.SHOWN, 2)
 
