@@ -15,16 +15,11 @@ from torch import Tensor
 from ..scores import SSGE, Tikhonov
 from .collapse import centres, energy
 from .interactive import INK, Layer, LiveFigure, Panel, Slider
+from .plotting import colour
 from .randomness import stream
 from .records import Record
 
-# Of the methods of `toy`: how the legend names them, and their colours in the book.
-LEGEND = {
-    "exact": ("exact scores", "#949494"),
-    "mige": ("MIGE (SSGE)", "#0173b2"),
-    "mine-dv": ("Donsker–Varadhan", "#cc78bc"),
-    "mine-f": ("MINE-f", "#ca9161"),
-}
+LEGEND = {"exact": "exact scores", "mige": "MIGE (SSGE)", "mine-dv": "Donsker–Varadhan", "mine-f": "MINE-f"}
 
 
 def two_clusters(points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -69,7 +64,7 @@ def score_field(
     panels = [
         Panel([cloud, Layer("arrows", at | {"u": u, "v": v}, color=color, size=1.5)], (-2.7, 2.7), (-2, 2), title)
         for title, color, u, v in (
-            ("estimate", "C0", steps[..., 0], steps[..., 1]),
+            ("estimate", colour("ssge"), steps[..., 0], steps[..., 1]),
             ("truth", INK, exact[:, 0], exact[:, 1]),
         )
     ]
@@ -121,7 +116,7 @@ def flow_of_samples(
     wells = centres().numpy()
     panel = Panel(
         [
-            Layer("dots", {"x": path[..., 0], "y": path[..., 1]}, "samples", size=5),
+            Layer("dots", {"x": path[..., 0], "y": path[..., 1]}, "samples", colour("tikhonov"), size=5),
             Layer("dots", {"x": wells[:, 0], "y": wells[:, 1]}, "wells", INK, size=5),
         ],
         (-4, 4),
@@ -167,7 +162,8 @@ def toy_estimates(record: Record) -> LiveFigure:
     grids = {method: _correlations(record, values.shape[-1]) for method, values in means.items()}
     chosen = grids["mige"][grids["mige"] > 0.1]
     curves, ratios = [], []
-    for method, (label, color) in LEGEND.items():
+    for method, label in LEGEND.items():
+        color = INK if method == "exact" else colour(method)
         values = np.broadcast_to(means[method][:, None], (len(dims), len(chosen), means[method].shape[-1]))
         curves.append(Layer("line", {"x": grids[method], "y": values}, label, color))
         at_chosen = np.stack([np.interp(chosen, grids[method], curve) for curve in means[method]], axis=-1)
@@ -266,7 +262,7 @@ def memory_of_scores(
         Panel(
             [
                 Layer("line", {"x": np.arange(steps), "y": alone}, "this batch alone", "0.6", size=1),
-                Layer("line", {"x": np.arange(steps), "y": errors}, "with the memory", "C0"),
+                Layer("line", {"x": np.arange(steps), "y": errors}, "with the memory", colour("streaming")),
             ],
             (0, steps),
             (0, 1.5),
@@ -276,8 +272,8 @@ def memory_of_scores(
         Panel(
             [
                 Layer("line", {"x": batches, "y": theory}, "noise alone", INK, dashed=True),
-                Layer("line", {"x": batches, "y": over_decays}, "noise and lag", "C0"),
-                Layer("dots", dot, color="C1", size=9),
+                Layer("line", {"x": batches, "y": over_decays}, "noise and lag", colour("streaming")),
+                Layer("dots", dot, color=colour("streaming"), size=9),
             ],
             (0.9, 120),
             (0, 1.2),

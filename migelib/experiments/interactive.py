@@ -52,7 +52,7 @@ class Layer:
     kind: str
     data: dict[str, np.ndarray]
     label: str = ""
-    color: str = "C0"
+    color: str = INK
     dashed: bool = False
     size: float = 2.0
 
