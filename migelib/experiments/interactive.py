@@ -358,7 +358,10 @@ PAGE = """<div class="migelib-live" id="%NAME%">
   .migelib-live.ready > .live { display: none; }
   .migelib-live.ready > .still { display: block; }
 }
-html[data-theme] .cell_output .text_html:has(> .migelib-live) { background: none; color: inherit; padding: 0; }
+/* The book's theme lays a light ground below HTML in dark mode; the figure takes the page's colours itself. */
+.cell_output .text_html:has(.migelib-live) {
+  background: none !important; color: inherit !important; padding: 0 !important;
+}
 </style>
 <img class="still" alt="%ALT%" src="data:image/png;base64,%PNG%">
 <div class="live" id="%NAME%-live" role="group" aria-label="Figure to operate by its sliders"></div>
