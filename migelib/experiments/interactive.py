@@ -7,6 +7,7 @@ browser, in the rendered book as in Colab, and Matplotlib draws the still that p
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 from collections.abc import Sequence
@@ -191,7 +192,13 @@ class LiveFigure:
         from bokeh.embed import json_item
 
         item = json.dumps(json_item(_layout(self), f"{self.name}-live"), separators=(",", ":")).replace("</", "<\\/")
-        filled = {"NAME": self.name, "VERSION": bokeh.__version__, "ALT": self.alt, "PNG": png, "ITEM": item}
+        filled = {
+            "NAME": self.name,
+            "VERSION": bokeh.__version__,
+            "ALT": html.escape(self.alt),
+            "PNG": png,
+            "ITEM": item,
+        }
         page = PAGE
         for key, value in filled.items():
             page = page.replace(f"%{key}%", value)
@@ -351,6 +358,7 @@ if (button.active) {
 # The book serves Bokeh's scripts itself (book/_extensions/live_figures.py); elsewhere they come from its own server.
 PAGE = """<div class="migelib-live" id="%NAME%">
 <style>
+.migelib-live > .still { max-width: 100%; }
 .migelib-live > .live { display: none; }
 .migelib-live.ready > .live { display: block; }
 .migelib-live.ready > .still { display: none; }

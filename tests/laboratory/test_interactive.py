@@ -18,7 +18,7 @@ FIXED = Layer("line", {"x": X, "y": X}, color=INK)
 ARROWS = Layer("arrows", {"x": X, "y": X, "u": X, "v": np.arange(12.0).reshape(1, 3, 4)})
 PANEL = Panel([MOVING, FIXED, ARROWS], (0, 4), (0, 24))
 SLIDERS = [Slider("first", ["a", "b"], 1), Slider("second", ["c", "d", "e"], 0, plays=True)]
-LIVE = LiveFigure("made-up", [PANEL], SLIDERS, "A line and dots.", [f"<b>note</b> {i}" for i in range(6)])
+LIVE = LiveFigure("made-up", [PANEL], SLIDERS, 'A line and "dots".', [f"<b>note</b> {i}" for i in range(6)])
 
 
 def test_the_last_slider_moves_fastest_through_the_frames():
@@ -42,7 +42,7 @@ def test_only_layers_that_move_are_in_the_callback():
 def test_the_page_shows_a_still_until_the_scripts_have_come():
     bundle = LIVE._repr_mimebundle_()
     html = bundle["text/html"]
-    assert f'alt="A line and dots." src="data:image/png;base64,{bundle["image/png"]}"' in html
+    assert f'alt="A line and &quot;dots&quot;." src="data:image/png;base64,{bundle["image/png"]}"' in html
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert not re.search(r"%[A-Z]+%", html)
     assert "</b>" not in html  # nor another end tag from the data, which could end the script
