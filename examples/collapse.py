@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from migelib import Tikhonov, entropy_surrogate
+from migelib import Streaming, entropy_surrogate
 
 WELLS, RADIUS, SPREAD = 8, 2.0, 0.4
 
@@ -33,10 +33,11 @@ def generator():
     return nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
 
 
-def train(beta, estimator, steps=300, batch=256):
+def train(beta, steps=300, batch=256):
     """Train a generator with `beta` times the entropy in its loss, and say now and then how it goes."""
     torch.manual_seed(0)
     model = generator()
+    estimator = Streaming()  # remembers the batches that it has seen: one for each term of a loss
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(steps + 1):
         z = model(torch.randn(batch, 8))
@@ -60,10 +61,9 @@ def share_of_wells(model, n=10_000):
 
 def main():
     """Train without the term and with it."""
-    estimator = Tikhonov(ridge=1e-3, median_factor=0.25)  # a narrow kernel, for the plane; elsewhere see the book
     for beta in (0.0, 1.0):
         print(f"beta = {beta:g}")
-        model = train(beta, estimator)
+        model = train(beta)
         shares = share_of_wells(model)
         found = int((shares > 0.25 / WELLS).sum())
         percent = (100 * shares).round().int().tolist()
