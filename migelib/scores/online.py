@@ -366,7 +366,7 @@ class OnlineDensity(nn.Module):
         self.choice = torch.where(ahead, index, self.choice)
 
     def _restart(self, u: Float[Tensor, "2 *batch n d"]) -> None:
-        """Mixtures that are not in use anew: expectation-maximisation does not leave a bad start. None, if none is seen."""
+        """Mixtures not in use anew, as expectation-maximisation does not leave a bad start; none, if none is seen."""
         if not self.mixtures:
             return
         features, shown = cluster_features(u, fit_gaussian(u), self.mixtures[-1].k)
