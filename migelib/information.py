@@ -94,7 +94,8 @@ def mutual_information(
     Examples
     --------
     >>> x, e = torch.randn(2, 1000, 1, generator=torch.Generator().manual_seed(0))
-    >>> round(float(mutual_information(x, x + e, GaussianScore())), 2)  # truth: ln(2) / 2
+    >>> information = mutual_information(x, x + e, GaussianScore())
+    >>> round(float(information), 2)  # the truth is ln(2) / 2
     0.35
     >>> labels = (x[:, 0] > 0).long()
     >>> float(mutual_information(labels, x + e, GaussianScore())) < 0.69  # at most ln 2
