@@ -1,4 +1,5 @@
 # `make book` renders what is committed, `make test` proves it, `make run` executes the chapters anew, in place.
+# `make browser` looks at every page of it in a browser.
 # Each needs only Python >= 3.11 and make, and makes a virtual environment in .venv first.
 # `make lowest` and `make newest` run the package's tests with the oldest versions that it allows, and with the newest.
 
@@ -10,12 +11,17 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: book test lint run lowest newest clean
+.PHONY: book browser test lint run address lowest newest clean
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build -W -n --keep-going .
 	$(BIN)/python tools/check_pages.py _build/html
 	@echo "Open _build/html/index.html in a browser."
+
+# Every page in a real browser: needs a Chromium on the machine (Debian: apt-get install chromium).
+browser: book
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest tests/browser
 
 # The library's tests run by themselves, where what only the book needs cannot be imported.
 test: lint
@@ -28,6 +34,11 @@ lint: $(INSTALLED)
 
 run: $(INSTALLED)
 	$(BIN)/python tools/execute.py book/*.ipynb
+
+# Moves the project: rewrites its address wherever it stands.
+address:
+	@test -n "$(URL)" || { echo "Name the address: make address URL=https://github.com/OWNER/NAME"; exit 1; }
+	$(PYTHON) tools/address.py $(URL)
 
 lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest

@@ -28,7 +28,7 @@ from .surrogates import (
     total_correlation_surrogate,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "KDE",

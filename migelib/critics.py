@@ -213,7 +213,8 @@ class MixtureDensities(nn.Module):
 
     Examples
     --------
-    >>> log_conditional, log_marginal = MixtureDensities(3, 2)(torch.randn(5, 3), torch.randn(5, 2))
+    >>> densities = MixtureDensities(3, 2)
+    >>> log_conditional, log_marginal = densities(torch.randn(5, 3), torch.randn(5, 2))
     >>> log_conditional.shape, log_marginal.shape
     (torch.Size([5]), torch.Size([5]))
     """

@@ -42,7 +42,8 @@ class RandomProjection(nn.Module):
     Examples
     --------
     >>> images = torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    >>> RandomProjection(images[0].numel(), 64, torch.Generator().manual_seed(0))(images).shape
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> RandomProjection(images[0].numel(), 64, generator)(images).shape
     torch.Size([50, 64])
     """
 

@@ -232,10 +232,10 @@ def mutual_information_surrogate(
 
     >>> whitened = Transformed(Whitening(), SSGE())
     >>> z = codes(x)
-    >>> first, same = (
-    ...     torch.autograd.grad(mutual_information_surrogate(scale * x, z, whitened), z, retain_graph=True)[0]
-    ...     for scale in (1, 100)
-    ... )
+    >>> def gradient(scale):
+    ...     loss = mutual_information_surrogate(scale * x, z, whitened)
+    ...     return torch.autograd.grad(loss, z, retain_graph=True)[0]
+    >>> first, same = gradient(1), gradient(100)
     >>> float((first - same).norm() / first.norm()) < 0.01  # without whitening 1.2
     True
 
@@ -306,7 +306,8 @@ def conditional_entropy_surrogate(
     >>> generator = torch.Generator().manual_seed(0)
     >>> given, noise = torch.randn(2, 200, 1, generator=generator)
     >>> scale = torch.tensor(2.0, requires_grad=True)
-    >>> conditional_entropy_surrogate(given + scale * noise, given, GaussianScore()).backward()
+    >>> z = given + scale * noise
+    >>> conditional_entropy_surrogate(z, given, GaussianScore()).backward()
     >>> round(float(scale.grad), 2)  # H(z | w) is ln(scale) and a constant
     0.5
     """
@@ -378,7 +379,8 @@ def conditional_mutual_information_surrogate(
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> attribute, label = torch.randint(0, 2, (2, 200), generator=generator)
-    >>> z = torch.stack([attribute, label], -1) + torch.randn(200, 2, generator=generator)
+    >>> noise = torch.randn(200, 2, generator=generator)
+    >>> z = torch.stack([attribute, label], -1) + noise
     >>> z.requires_grad_()  # doctest: +ELLIPSIS
     tensor(...
     >>> conditional_mutual_information_surrogate(attribute, z, label).backward()
@@ -461,7 +463,8 @@ def total_correlation_surrogate(
     --------
     >>> x, e = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
     >>> a = torch.tensor(1.0, requires_grad=True)
-    >>> total_correlation_surrogate(torch.stack([x, a * x + e], -1), GaussianScore()).backward()
+    >>> z = torch.stack([x, a * x + e], -1)
+    >>> total_correlation_surrogate(z, GaussianScore()).backward()
     >>> round(float(a.grad), 1)  # of ln(1 + a^2) / 2
     0.5
     """
@@ -529,7 +532,9 @@ def kl_surrogate(
     --------
     >>> noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     >>> scale = torch.tensor(2.0, requires_grad=True)
-    >>> kl_surrogate(scale * noise, lambda z: -z.square().sum(-1) / 2, GaussianScore()).backward()
+    >>> def log_prob(z):
+    ...     return -z.square().sum(-1) / 2
+    >>> kl_surrogate(scale * noise, log_prob, GaussianScore()).backward()
     >>> round(float(scale.grad))  # of scale^2 - 2 ln(scale)
     3
     """

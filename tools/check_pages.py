@@ -3,7 +3,7 @@
     python tools/check_pages.py _build/html
 
 Raw LaTeX and raw roles in the text, figures without a description, links that lead nowhere, script variables that are
-declared twice: none of these is a warning of the build.
+declared twice, columns of dashes: none of these is a warning of the build.
 """
 
 import re
@@ -46,6 +46,21 @@ def script_defects(page: BeautifulSoup) -> list[str]:
     return [f"script variable {name} declared twice" for name, times in declared.items() if times > 1]
 
 
+def table_defects(page: BeautifulSoup) -> list[str]:
+    """Columns of tables with heads that hold nothing but dashes, or nothing at all."""
+    defects = []
+    for table in page.find_all("table"):
+        rows = [[cell.get_text(strip=True) for cell in row.find_all("td")] for row in table.find_all("tr")]
+        columns = zip(*[row for row in rows if row], strict=False)
+        heads = [cell.get_text(strip=True) for cell in table.select("thead th")]
+        defects += [
+            f"a column of dashes: {head}"
+            for head, column in zip(heads, columns, strict=False)
+            if {*column} <= {"", "–", "—", "-"}
+        ]
+    return defects
+
+
 def link_defects(path: Path, page: BeautifulSoup, anchors: dict[Path, set[str]]) -> list[str]:
     """Links to files that do not exist and to anchors that their page lacks."""
     defects = []
@@ -71,6 +86,7 @@ def page_defects(root: Path) -> dict[Path, list[str]]:
             *text_defects(page),
             *image_defects(page),
             *script_defects(page),
+            *table_defects(page),
             *link_defects(path, page, anchors),
         ]
         for path, page in pages.items()

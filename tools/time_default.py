@@ -1,6 +1,7 @@
-"""CPU time of one gradient of an information by the default estimator, as a multiple of that by `SSGE()`.
+"""CPU time of one gradient of an information by the default and by `Streaming()`, as multiples of that by `SSGE()`.
 
-Single thread, medians over five sample sets; README.md has the ranges. Run by: python tools/time_default.py
+Single thread, medians over five sample sets, which one `Streaming()` sees in turn; README.md has the ranges. Run by:
+python tools/time_default.py
 """
 
 import statistics
@@ -8,7 +9,7 @@ import time
 
 import torch
 
-from migelib import SSGE, mutual_information_surrogate
+from migelib import SSGE, Streaming, mutual_information_surrogate
 
 SIZES = ((128, 8), (256, 8), (256, 32), (256, 64), (1024, 64))  # samples, dimensions of each variable
 
@@ -41,5 +42,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for n, dim in SIZES:
         for kind in ("gaussian", "power", "clusters"):
-            default, ssge = (milliseconds(estimator, kind, n, dim) for estimator in (None, SSGE()))
-            print(f"n={n} d={dim} {kind:8s} default {default:7.1f} ms, SSGE {ssge:6.1f} ms, ratio {default / ssge:.1f}")
+            times = [milliseconds(estimator, kind, n, dim) for estimator in (None, Streaming(), SSGE())]
+            default, streaming = (f"{time:.1f} ms, ratio {time / times[-1]:.1f}" for time in times[:-1])
+            print(f"n={n} d={dim} {kind:8s} default {default}; Streaming {streaming}; SSGE {times[-1]:.1f} ms")

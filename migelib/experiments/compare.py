@@ -132,7 +132,7 @@ def table(
     names : mapping
         Quantity -> row label.
     columns : mapping
-        Column title -> run; None for a run not made yet.
+        Column title -> run; a run not made yet, None, has no column.
     digits : int
         Significant digits.
     **others
@@ -143,18 +143,19 @@ def table(
     MarkdownTable
         The second header line says of each run where and when it was made.
     """
+    made = {title: run for title, run in columns.items() if run is not None}
 
-    def cell(run: Record | None, name: str) -> str:
-        if run is None or name not in run.quantities:
+    def cell(run: Record, name: str) -> str:
+        if name not in run.quantities:
             return "–"
         return f"{run[name].mean:.{digits}g} ± {run[name].std:.2g}"
 
     header = ["", *(title.replace("_", " ") for title in others)]
-    header += [f"{title} ({run.origin if run else 'not run yet'})" for title, run in columns.items()]
+    header += [f"{title} ({run.origin})" for title, run in made.items()]
     rows = [header, ["---"] * len(header)]
     for name, label in names.items():
         rows.append(
-            [label, *(column.get(name, "–") for column in others.values()), *(cell(r, name) for r in columns.values())]
+            [label, *(column.get(name, "–") for column in others.values()), *(cell(run, name) for run in made.values())]
         )
     return markdown(rows)
 

@@ -21,15 +21,15 @@ from . import partials, provenance, records
 # In the order of the book.
 NAMES: tuple[str, ...] = (
     *("bound-variance", "entropy-gradient", "score-quality", "mi-gradient", "toy", "score-estimators", "coordinates"),
-    *("memory", "accuracy", "optimise", "channels", "beyond", "infomax", "code-gradients", "bottleneck"),
-    *("sampler-plane", "sampler-high", "gan-plane", "gan-stacked", "wae", "implicit-posterior"),
+    *("memory", "cost", "accuracy", "optimise", "channels", "beyond", "infomax", "code-gradients", "bottleneck"),
+    *("sampler-plane", "sampler-high", "gan-plane", "gan-stacked", "wae", "implicit-posterior", "collapse"),
 )
 
 # What the book lacks most comes first.
 MISSING_ORDER: tuple[str, ...] = (
     *("infomax", "bottleneck", "wae", "gan-stacked", "sampler-plane", "sampler-high", "implicit-posterior"),
     *("gan-plane", "accuracy", "optimise", "channels", "code-gradients", "toy", "score-estimators", "bound-variance"),
-    *("mi-gradient", "beyond", "coordinates", "memory", "score-quality", "entropy-gradient"),
+    *("mi-gradient", "beyond", "coordinates", "memory", "cost", "score-quality", "entropy-gradient", "collapse"),
 )
 
 

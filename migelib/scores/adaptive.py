@@ -161,7 +161,7 @@ class Adaptive:
     Examples
     --------
     >>> x, e = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0))
-    >>> of_x, of_z = Adaptive().fit_pair(x, x + e)  # joint minus marginal score; that of z is x - z / 2
+    >>> of_x, of_z = Adaptive().fit_pair(x, x + e)  # that of z is near x - z / 2
     >>> of_z.shape
     torch.Size([200, 3])
     """

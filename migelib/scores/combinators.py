@@ -132,7 +132,8 @@ class Transformed:
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> units = torch.tensor([1.0, 100.0])
     >>> estimator = Transformed(Whitening(), SSGE())
-    >>> torch.allclose(estimator.fit(units * x)(units * x) * units, estimator.fit(x)(x), atol=1e-2)
+    >>> scaled = estimator.fit(units * x)(units * x) * units
+    >>> torch.allclose(scaled, estimator.fit(x)(x), atol=1e-2)
     True
     """
 

@@ -128,7 +128,8 @@ class DenoisingScore:
     --------
     >>> import torch
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    >>> float((DenoisingScore(steps=50).fit(x)(x) + x).square().mean()) < 0.3  # the score is -x
+    >>> score = DenoisingScore(steps=50).fit(x)
+    >>> float((score(x) + x).square().mean()) < 0.3  # the truth is -x
     True
 
     A state goes on from batch to batch:

@@ -10,6 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+CLAIM = 60  # words
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
 
@@ -36,7 +37,17 @@ def defects(notebook: dict) -> list[str]:
         for output in cell["outputs"]:
             if output["output_type"] == "error" or output.get("name") == "stderr":
                 found.append(f"output of type {output['output_type']} {output.get('name', '')}")
-    prose = "".join("".join([*cell["source"], "\n"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        if re.search(r"""["']C(?:\d|\{)""", "".join(cell["source"])):
+            found.append("a colour by its number; `plotting.colour(method)` is the method's in all chapters")
+    prose = [[*cell["source"], "\n"] for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    text = json.dumps(notebook["cells"])
+    found += [f"path {path}" for path in re.findall(r"(?<![\w./-])/(?:home|root|work|tmp|Users)/[\w./-]+", text)]
+    return found + prose_defects("".join("".join(lines) + "\n" for lines in prose))
+
+
+def prose_defects(prose: str) -> list[str]:
+    """All that is wrong with a chapter's text."""
+    found = []
     fences = re.findall(r"^ *(`{3,}\{.*)", prose, re.MULTILINE)
     found += [f"{fence}: a backtick directive is raw code outside the book" for fence in fences]
     formulas = re.findall(r"\$\$(.+?)\$\$", prose, re.DOTALL)
@@ -45,9 +56,16 @@ def defects(notebook: dict) -> list[str]:
     headings = re.findall(r"^#{2,} (.+)", prose, re.MULTILINE)
     if "Exercises" in headings[:-1]:
         found.append(f"section {headings[-1]!r} after the exercises")
-    text = json.dumps(notebook["cells"])
-    found += [f"path {path}" for path in re.findall(r"(?<![\w./-])/(?:home|root|work|tmp|Users)/[\w./-]+", text)]
-    return found
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"\$\$.+?\$\$", "", prose, flags=re.DOTALL))
+    claims = [text.removeprefix("**Claim.**").split() for text in paragraphs if text.startswith("**Claim.**")]
+    found += [f"a claim of {len(words)} words, more than {CLAIM}" for words in claims if len(words) > CLAIM]
+    found += [f"a code name in the claim: {word}" for words in claims for word in words if word.startswith("`")]
+    for first, *rest in (text.strip("\n").split("\n") for text in paragraphs):
+        bullets = [line for line in rest if re.match(r"\s*[-+*>] ", line)]
+        if bullets and not re.match(r"\s*(?:[-+*>] |:::|```)", first):
+            found.append(f"a line that becomes a list or a quotation: {bullets[0].strip()!r}")
+    titles = re.findall(r"\{ref\}`[^<`]+`", prose)
+    return found + [f"a title in mid-sentence: {title}; numref, or a text of its own" for title in titles]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -85,6 +103,15 @@ CHECK = code_cell("records.check(live)", 2)
         ([FIRST, CHECK, prose_cell("## Exercises\n\n1. One."), prose_cell("### More")], "'More' after the exercises"),
         ([FIRST, CHECK, prose_cell("So\n\n```{math}\n:label: a\nx\n```")], "```{math}: a backtick directive"),
         ([FIRST, CHECK, prose_cell("$$\na &= b \\\\\n&= c\n$$ (a)")], "outside an environment"),
+        ([FIRST, CHECK, code_cell("plot(x, color='C1')", 3)], "a colour by its number"),
+        ([FIRST, CHECK, code_cell("plot(x, color=f'C{i}')", 3)], "a colour by its number"),
+        ([FIRST, CHECK, prose_cell("**Claim.** " + "word " * 61)], "a claim of 61 words"),
+        ([FIRST, CHECK, prose_cell("**Claim.** By `f` it is.")], "a code name in the claim: `f`"),
+        (
+            [FIRST, CHECK, prose_cell("1. Show that H(z)\n   - I(x; z) is.")],
+            "becomes a list or a quotation: '- I(x; z) is.'",
+        ),
+        ([FIRST, CHECK, prose_cell("See {ref}`toy` there.")], "a title in mid-sentence: {ref}`toy`"),
         ([FIRST, CHECK, prose_cell("1. One.\n\n   ````{prf:proof}\n   Yes.\n   ````")], "```{prf:proof}: a backtick"),
     ],
 )
@@ -94,7 +121,8 @@ def test_each_defect_is_noticed(cells, defect):
 
 def test_a_sound_chapter_passes():
     boxes = prose_cell(":::{prf:proof}\n$$\nx\n$$ (a)\n:::\n\n```python\nx\n```")
-    assert defects({"cells": [FIRST, CHECK, boxes, prose_cell("## Exercises\n\n1. One.")]}) == []
+    lists = prose_cell("**Claim.** So\n$$\n- x\n$$ (b)\n\n- one\n  goes on\n- {ref}`two <b>`\n" + "word " * 61)
+    assert defects({"cells": [FIRST, CHECK, boxes, lists, prose_cell("## Exercises\n\n1. One.")]}) == []
 
 
 def addresses(notebook: dict) -> list[str]:
@@ -121,6 +149,13 @@ def test_the_book_links_the_repository_of_pyproject():
 def test_every_chapter_begins_with_the_same_code():
     notebooks = [json.loads(path.read_text()) for path in NOTEBOOKS]
     assert len({"".join(notebook["cells"][1]["source"]) for notebook in notebooks}) == 1
+
+
+def test_the_template_is_a_chapter_but_for_its_run():
+    template = json.loads((ROOT / "tools" / "chapter.ipynb").read_text())
+    assert defects(template) == ["cells were not run, or not in order"]
+    assert template["cells"][1]["source"] == json.loads(NOTEBOOKS[0].read_text())["cells"][1]["source"]
+    assert addresses(template)[-1] == f"{URLS['Documentation']}/book/SLUG.html"
 
 
 def test_every_chapter_is_in_the_table_of_contents():

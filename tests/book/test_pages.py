@@ -13,6 +13,7 @@ SPEC.loader.exec_module(check_pages)
 SOUND = r"""<html><body><h1 id="top">Title</h1>
 <p>Maths <span class="math notranslate">\(x^2\)</span>, code <code>$x {ref}`y`</code>, a price of 5 $ each.</p>
 <pre>\alpha $x$ {ref}</pre><img src="a.png" alt="A curve that falls."/>
+<table><thead><tr><th>m</th><th>n</th></tr></thead><tr><td>1</td><td>–</td></tr><tr><td>–</td><td>2</td></tr></table>
 <a href="#top">up</a> <a href="page.html#top">here</a> <a href="https://example.org/#x">away</a>
 <script>const a = 1; const b = 2;</script></body></html>"""
 
@@ -40,6 +41,10 @@ def test_a_sound_page_passes(tmp_path, capsys):
         ('<a href="#gone">x</a>', "missing anchor: #gone"),
         ('<a href="page.html#gone">x</a>', "missing anchor: page.html#gone"),
         ("<script>const a = 3;</script>", "script variable a declared twice"),
+        (
+            "<table><thead><tr><th>m</th><th>full</th></tr></thead><tr><td>1</td><td>–</td></tr></table>",
+            "a column of dashes: full",
+        ),
     ],
 )
 def test_each_defect_is_noticed(tmp_path, html, defect):

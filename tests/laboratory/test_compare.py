@@ -90,8 +90,8 @@ def test_runs_side_by_side():
         {"m/s/error": "m", "n/s/error": "n"}, {"Full": run, "Other": None}, Old_one={"m/s/error": "7"}
     )
     assert table.splitlines() == [
-        "|  | Old one | Full (full, CPU, 2 seeds, 2026-01-01) | Other (not run yet) |",
-        "| --- | --- | --- | --- |",
-        "| m | 7 | 1.5 ± 0.71 | – |",
-        "| n | – | – | – |",
+        "|  | Old one | Full (full, CPU, 2 seeds, 2026-01-01) |",
+        "| --- | --- | --- |",
+        "| m | 7 | 1.5 ± 0.71 |",
+        "| n | – | – |",
     ]

@@ -182,7 +182,7 @@ def generators():
 
 # What is left are settings, versions, and the timings of tools/time_default.py, which no record has.
 SETTINGS = """
-    2020 2021 2.4 1e-3 0.25 31 32 8 14 128 8 8 4 8 256 8 64 2 4 1,024 64 31
+    2020 2021 2.4 1e-3 0.25 31 32 2 3 128 8 8 1,024 64 64 1 8 0.5 3 31
     75 256 8 16 32 256 64 200 60,000 32 32 8 25 3.11 4.0
 """
 

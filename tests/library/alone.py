@@ -5,7 +5,7 @@ import sys
 # The packages of the extras `experiments` and `book`, by the names that they are imported under.
 FORBIDDEN = {
     *("IPython", "jupyter_book", "matplotlib", "mlxtend", "pandas", "pooch", "scipy", "seaborn", "sklearn", "sphinx"),
-    *("tqdm", "zuko"),
+    *("bokeh", "tqdm", "zuko"),
 }
 
 

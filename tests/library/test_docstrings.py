@@ -52,3 +52,11 @@ def test_every_public_name_has_an_example(name):
     if inspect.isclass(public) and issubclass(public, Warning):
         return
     assert ">>>" in inspect.getdoc(public), name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_fit_on_a_page_of_the_book(name):
+    """Its API pages are 84 characters wide."""
+    lines = [line for test in examples(importlib.import_module(name)) for line in test.docstring.splitlines()]
+    shown = [line.strip() for line in lines if line.strip().startswith((">>>", "..."))]
+    assert [line for line in shown if len(line) > 84] == []
