@@ -7,6 +7,7 @@ estimated from the deviations of all classes. The marginal is that of the same m
 cancels in :math:`\nabla \ln q(z \mid y) - \nabla \ln q(z)`: classes that do not differ have a difference of zero, and
 so have classes that do not overlap. Of an estimator without a density the responsibilities are those of Gaussian
 classes; of one with a memory f is remembered, and means and covariances are the batch's.
+Derived in :doc:`/book/beyond`.
 """
 
 from __future__ import annotations

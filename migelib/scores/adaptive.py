@@ -126,7 +126,7 @@ class Adaptive:
     the cost is linear in n.
 
     For a mutual information `fit_pair` fits one density to both variables jointly and takes the scores of the
-    marginals from it, so that errors of the marginals cancel and independence gives zero. For Gaussian data the
+    marginals from it, so that errors of the marginals cancel. For Gaussian data the
     estimated gradient is that of the plug-in information, whose bias does not depend on the parameters, so
     that the gradient has none.
 
