@@ -110,31 +110,33 @@ def kept_coordinates(samples: Tensor) -> tuple[Tensor | None, bool]:
     Left out are those that vary in no batch entry, and those that in all entries are linear functions of the ones
     before them, up to the rounding of the samples' type.
     """
-    n, dim = samples.shape[-2:]
-    vary = (samples != samples[..., :1, :]).flatten(0, -2).any(0)
-    free = vary
-    if n > dim + 4:
-        fine = (samples - samples[..., :1, :]).detach().double()
-        deviation = (fine - fine.mean(-2, keepdim=True)).square().mean(-2).sqrt()
-        error = torch.finfo(samples.dtype).eps * samples.abs().amax(-2) / deviation
-        error = torch.where(deviation > 0, error, torch.zeros_like(error)).square().sum(-1, keepdim=True)
-        free = vary & (_pivots(fine) > DEPENDENT + error).reshape(-1, dim).any(0)
+    dim = samples.shape[-1]
+    vary = _varies(samples).reshape(-1, dim).any(0)
+    free = vary & _is_new(samples).reshape(-1, dim).any(0)
     return (None if bool(free.all()) else free.nonzero()[:, 0]), bool((vary & ~free).any())
+
+
+def is_singular(samples: Tensor) -> Bool[Tensor, "*batch"]:
+    """Whether a coordinate is constant or a linear function of others, up to the rounding of the samples' type."""
+    return ~(_varies(samples) & _is_new(samples)).all(-1)
+
+
+def _varies(samples: Tensor) -> Bool[Tensor, "*batch d"]:
+    return (samples != samples[..., :1, :]).any(-2)
+
+
+def _is_new(samples: Tensor) -> Bool[Tensor, "*batch d"]:
+    """Whether a coordinate is no linear function of those before it; so of few samples, which cannot tell."""
+    n, dim = samples.shape[-2:]
+    if n <= dim + 4:
+        return torch.ones_like(samples[..., 0, :], dtype=torch.bool)
+    fine = (samples - samples[..., :1, :]).detach().double()
+    deviation = (fine - fine.mean(-2, keepdim=True)).square().mean(-2).sqrt()
+    error = torch.finfo(samples.dtype).eps * samples.abs().amax(-2) / deviation
+    error = torch.where(deviation > 0, error, torch.zeros_like(error)).square().sum(-1, keepdim=True)
+    return _pivots(fine) > DEPENDENT + error
 
 
 def among(score: Tensor, kept: Tensor, dim: int) -> Tensor:
     """The score of `kept` coordinates among `dim`, zero elsewhere."""
     return score.new_zeros(*score.shape[:-1], dim).index_copy(-1, kept, score)
-
-
-def is_singular(samples: Tensor) -> Bool[Tensor, "*batch"]:
-    """Whether a coordinate is constant or a linear function of others, up to the rounding of the samples' type."""
-    n, dim = samples.shape[-2:]
-    constant = (samples == samples[..., :1, :]).all(-2).any(-1)
-    if n <= dim + 4:
-        return constant
-    fine = (samples - samples[..., :1, :]).detach().double()
-    deviation = (fine - fine.mean(-2, keepdim=True)).square().mean(-2).sqrt()
-    error = torch.finfo(samples.dtype).eps * samples.abs().amax(-2) / deviation
-    error = torch.where(deviation > 0, error, torch.zeros_like(error)).square().sum(-1, keepdim=True)
-    return constant | (_pivots(fine) <= DEPENDENT + error).any(-1)

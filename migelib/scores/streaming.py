@@ -163,12 +163,8 @@ class Streaming(nn.Module):
     def set_extra_state(self, state: dict[str, tuple]) -> None:
         """Set what `get_extra_state` returned: empty states of these shapes, which `load_state_dict` fills."""
         self.terms.clear()
-        for role, shape in state.items():
-            self.terms[role] = self._new(*shape)
-
-    def _new(self, batch: tuple[int, ...], split: tuple[int, ...], n: int) -> Term:
-        like = torch.zeros((), device=next((b.device for b in self.buffers()), None))
-        return Term(tuple(batch), tuple(split), self, n, like)
+        for role, (batch, split, n) in state.items():
+            self.terms[role] = Term(tuple(batch), tuple(split), self, n, torch.zeros(()))
 
     def term(self, role: str, batch: tuple[int, ...], split: tuple[int, ...], n: int, like: Tensor) -> Term:
         """State of a role; a new one at its first batch in training mode."""
@@ -185,7 +181,8 @@ class Streaming(nn.Module):
                 f"batches before, got {list(batch)} and {list(split)}; use one Streaming() for each term of a loss, or "
                 f"reset() it"
             )
-        return term
+        # A state that was loaded stands on the CPU, as before the first batch there is nothing that could be moved.
+        return term if next(term.buffers(), like).device == like.device else term.to(like.device)
 
 
 @dataclass(frozen=True)
@@ -249,13 +246,18 @@ class StreamingPart:
     def log_density_of(self, z: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
         """As `Streaming.log_density_of`."""
         check_samples(z)
-        return self._learnt(z).density.chosen().log_density(z.double()).to(z.dtype)
+        term = self._learnt(z)
+        if term.is_beyond(z):
+            return Adaptive().fit(z).log_density(z)
+        return term.density.chosen().log_density(z.double()).to(z.dtype)
 
     def log_ratio(self, x: Float[Tensor, "*batch n p"], z: Float[Tensor, "*batch n q"]) -> Float[Tensor, "*batch n"]:
         """As `Streaming.log_ratio`."""
         check_pair(x, z)
-        p, chosen = x.shape[-1], self._learnt(x, z).density.chosen()
-        v = torch.cat([x, z], -1).double()
+        term, v = self._learnt(x, z), torch.cat([x, z], -1).double()
+        if term.is_beyond(v):
+            return Adaptive().log_ratio(x, z)
+        p, chosen = x.shape[-1], term.density.chosen()
         marginals = (chosen.marginal(0, p), v[..., :p]), (chosen.marginal(p, v.shape[-1]), v[..., p:])
         ratio = chosen.log_density(v) - sum(density.log_density(part) for density, part in marginals)
         return ratio.to(x.dtype)
@@ -273,9 +275,10 @@ class StreamingPart:
         return self.whole.term(self.role, batch, split, n, variables[0])
 
     def _learnt(self, *variables: Tensor) -> Term:
-        if self.role not in self.whole.terms or self.whole.terms[self.role].density.steps == 0:
-            raise RuntimeError(f"Streaming: nothing learnt yet of {self.role!r}; fit at least one batch before")
-        return self._term(*variables)
+        terms, dim = self.whole.terms, sum(variable.shape[-1] for variable in variables)
+        if self.role in terms and (dim >= terms[self.role].most or terms[self.role].density.steps):
+            return self._term(*variables)
+        raise RuntimeError(f"Streaming: nothing learnt yet of {self.role!r}; fit at least one batch before")
 
 
 class Term(nn.Module):

@@ -211,6 +211,24 @@ def test_values_are_those_of_the_density():
     assert float(entropy.log_density_of(x).mean()) == pytest.approx(-0.5 * math.log(2 * math.pi * math.e), abs=0.1)
 
 
+def test_codes_beyond_the_memory_have_the_values_of_the_default():
+    x, z = pairs(0, n=8, d=60)
+    streaming = Streaming()
+    streaming.fit_pair(x, z)
+    torch.testing.assert_close(streaming.log_ratio(x, z), Adaptive().log_ratio(x, z))
+    streaming.reset()
+    streaming.fit(torch.cat([x, z], -1))
+    assert streaming.log_density_of(torch.cat([x, z], -1)).shape == (8,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_a_loaded_state_goes_where_the_samples_are():
+    streaming, _ = learnt()
+    other = Streaming().to("cuda")
+    other.load_state_dict(streaming.state_dict())
+    assert other.fit_pair(*(v.to("cuda") for v in pairs(9)))[1].is_cuda
+
+
 @pytest.mark.parametrize(("name", "value"), [("decay", 1.0), ("decay", -0.1), ("components", 0), ("features", -1)])
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=name):
